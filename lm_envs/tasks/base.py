@@ -1,12 +1,12 @@
 """What a task is: it asks, reads a completion, answers and scores.
 
 A task works in turns. `start` gives the prompt; when the agent has finished a turn (EOS, a stop string, or
-`max_new_tokens`), `respond` reads the completion and says what it is worth, whether the episode is over and, if
-not, how the context changes. Tokens, budgets, context windows and autoresets are the environment's business.
+`max_new_tokens`), `respond` reads the completion and says what it is worth, whether the episode is over and,
+if not, how the context changes. Tokens, budgets, context windows and autoresets are the environment's business.
 
 Tasks are functional: everything an episode knows is in the frozen state that `start` returns and `respond`
-replaces, and every random draw comes from the generator that is passed in. So an episode can be cloned by keeping
-a reference to its state, and replayed from its seed and its tokens.
+replaces, and every random draw comes from the generator that is passed in. So an episode can be cloned by
+keeping a reference to its state, and replayed from its seed and its tokens.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Completion:
 
 @dataclass(frozen=True)
 class Append:
-    """The context goes on with this text (a reply, say). Encoded as it stands, without BOS or chat template."""
+    """The context goes on with this text (a reply, say), encoded as it stands: no BOS, no chat template."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Replace:
-    """The context is replaced by this prompt (the next board of a game, say). Encoded as first prompts are."""
+    """The context is replaced by this prompt (the next board of a game, say), encoded as first prompts are."""
 
     text: str
 
@@ -57,9 +57,9 @@ class Feedback:
         reward: finite float, paid on the token that ended the turn.
         done: True ends the episode (`terminated`).
         state: the state after this turn; None keeps the state as it was.
-        info: merged into the step's info, e.g. `{"reward_parts": {"sentiment": 0.4}}`. A task that ends an episode
-            for a reason of its own (the game is won) may put `{"finish_reason": "task"}` here; the other keys that
-            the environment writes are refused.
+        info: merged into the step's info, e.g. `{"reward_parts": {"sentiment": 0.4}}`. A task that ends an
+            episode for a reason of its own (the game is won) may put `{"finish_reason": "task"}` here; the
+            other keys that the environment writes are refused.
         context: what the agent reads next; None lets the next turn follow on the completion. Ignored if done.
     """
 
@@ -71,35 +71,35 @@ class Feedback:
 
 
 class TaskState(Protocol):
-    """What an episode knows: a frozen dataclass with at least the prompt. References, a board, ... are welcome."""
+    """What an episode knows: a frozen dataclass with at least the prompt; references, a board, ... as needed."""
 
     @property
     def prompt(self) -> str:
-        """The text that the first context of the episode is made of."""
+        """The text that the episode's first context is made of."""
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A turn-level task; see the module's docstring. Named tasks are built as `TaskClass(language_model, **kwargs)`.
+    """A turn-level task. Named tasks are built as `TaskClass(language_model, **task_kwargs)`.
 
-    A task that draws from a fixed list may offer it as an attribute `prompts`: the environment then checks, when it
-    is built, that every one of them leaves room for `max_new_tokens`. A state may carry the attribute `index`, the
-    number of its prompt in that list, for error messages to name.
+    A task that draws from a fixed list may offer it as an attribute `prompts`: the environment then checks,
+    when it is built, that every one of them leaves room for `max_new_tokens`. A state may carry an attribute
+    `index`, the number of its prompt in that list, for error messages to name.
     """
 
     def start(self, rng: np.random.Generator, options: Mapping[str, Any]) -> TaskState:
         """Begins an episode.
 
         Args:
-            rng: the only source of randomness; an own generator for this episode and slot.
-            options: empty, `{"prompt": str}` (use this text) or `{"task_index": int}` (use this item, without
+            rng: the only source of randomness; a generator for this episode of this slot alone.
+            options: empty, `{"prompt": str}` (use this text) or `{"task_index": int}` (use this item instead of
                 drawing one).
 
         Returns:
             The episode's first state.
 
         Raises:
-            ValueError: an option that this task cannot follow, naming the accepted range.
+            ValueError: an option that this task cannot follow; names the value and the accepted range.
         """
 
     def respond(
@@ -108,10 +108,10 @@ class Task(Protocol):
         completions: Sequence[Completion],
         rngs: Sequence[np.random.Generator],
     ) -> list[Feedback]:
-        """Answers the finished turns of n slots at once (n >= 1), one feedback each, in order.
+        """Answers the finished turns of n >= 1 slots at once: one feedback each, in order.
 
-        Batched, because reward models and user simulators are fastest that way; what a slot gets must not depend on
-        its neighbours.
+        Batched, because reward models and user simulators are fastest that way; what a slot gets must not
+        depend on its neighbours.
 
         Args:
             states: the n current states.

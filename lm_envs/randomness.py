@@ -1,0 +1,52 @@
+"""Counter-based randomness: every draw is a hash of (key, counters), so no slot's dice depend on another's.
+
+A slot's key is drawn once, when it is seeded. Everything later is a pure function of the key and of counters
+(episode, step, purpose), computed for all slots at once, the same for one slot as for a thousand.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# What a hash is drawn for. Two purposes never share a draw.
+START, RESPOND, FORK = 0, 1, 2
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
+def splitmix64(x: np.ndarray) -> np.ndarray:
+    """One output of the generator SplitMix64 from state x, elementwise.
+
+    Args:
+        x: (n,) uint64.
+
+    Returns:
+        (n,) uint64. Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    z = x + _GOLDEN  # unsigned arrays wrap around, as the algorithm wants
+    z = (z ^ (z >> _SHIFTS[0])) * _MULTIPLIERS[0]
+    z = (z ^ (z >> _SHIFTS[1])) * _MULTIPLIERS[1]
+    return z ^ (z >> _SHIFTS[2])
+
+
+def mix(key: np.ndarray, *counters: np.ndarray | int) -> np.ndarray:
+    """Hashes keys with counters.
+
+    Args:
+        key: (n,) uint64.
+        counters: (n,) non-negative integers each, or one integer for all.
+
+    Returns:
+        (n,) uint64, uniform over keys and over counters.
+    """
+    mixed = key
+    for counter in counters:
+        mixed = splitmix64(mixed ^ splitmix64(np.atleast_1d(np.asarray(counter)).astype(np.uint64)))
+    return mixed
+
+
+def generators(dice: np.ndarray) -> list[np.random.Generator]:
+    """One independent numpy generator (Philox) per hash; `dice` is (n,) uint64."""
+    return [np.random.Generator(np.random.Philox(key=int(die))) for die in dice]
