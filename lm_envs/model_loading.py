@@ -1,0 +1,116 @@
+"""Weights into memory: safetensors only, nothing missing, and checked to decode exactly; shared per process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from lm_envs.decoding import Decoder
+from lm_envs.errors import ModelError
+from lm_envs.scoring import head, hidden_states
+
+# Accepted |difference| of logits, relative to the largest: rounding stays well below, a wrong mask far above.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+_shared: WeakValueDictionary[tuple[Any, ...], PreTrainedModel] = WeakValueDictionary()
+
+
+def shared_model(
+    path: str, *, device: torch.device, dtype: torch.dtype, vocab_size: int, context_length: int
+) -> PreTrainedModel:
+    """The frozen model of a folder or hub id, loaded once per process, path, device and dtype.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    # Files that were written anew since (a checkpoint, say) are another model.
+    files = sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("config.json"))
+    stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    key = (path, device, dtype, stamp)
+    model = _shared.get(key)
+    if model is None:
+        model = load_model(path, device=device, dtype=dtype)
+        check_decoding(model, path, vocab_size=vocab_size, context_length=context_length)
+        _shared[key] = model
+    return model
+
+
+def load_model(path: str, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A frozen causal LM in evaluation mode, from safetensors, without remote code.
+
+    Raises:
+        ModelError: naming path and file, if the weights cannot be read, lack something that the configuration asks
+            for, or hold layers that it does not.
+    """
+    try:
+        with _no_progress_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path, use_safetensors=True, trust_remote_code=False, dtype=dtype, output_loading_info=True
+            )
+    except Exception as error:  # each file format and architecture raises its own
+        raise ModelError(
+            f"{path}: model.safetensors and config.json do not make a causal language model: {error}"
+        ) from error
+    prefix = model.base_model_prefix + "."
+    surplus = [key for key in report["unexpected_keys"] if key.startswith(prefix)]
+    for problem, keys in (
+        ("lacks weights that config.json asks for", report["missing_keys"]),
+        ("holds weights of another shape than config.json asks for", report["mismatched_keys"]),
+        ("holds weights that config.json does not ask for", surplus),
+    ):
+        if keys:
+            names = ", ".join(str(key) for key in sorted(keys, key=str)[:3])
+            raise ModelError(f"{path}: model.safetensors {problem}: {names} ({len(keys)} in all)")
+    return model.requires_grad_(False).eval().to(device)
+
+
+@torch.no_grad()
+def check_decoding(model: PreTrainedModel, path: str, *, vocab_size: int, context_length: int) -> None:
+    """Compare, on a few tokens, every way in which this package runs the model with a plain forward pass.
+
+    Catches what a configuration does not tell: capped or scaled logits, recurrent state instead of a KV cache,
+    position biases that ignore position_ids, attention that looks ahead.
+
+    Raises:
+        ModelError: naming path and architecture, if they differ.
+    """
+    length = min(6, context_length)
+    rows = (np.arange(2 * length).reshape(2, length) * 7 + 1) % vocab_size
+    lengths = np.array([length, max(1, length - 2)])
+    unsupported = f"{path}: architecture {type(model).__name__} is not supported"
+    tokens = torch.from_numpy(rows).to(model.device)
+    expected = model(input_ids=tokens).logits[..., :vocab_size]
+    # A NaN is for the sampler to report; here it would read as an unsupported architecture.
+    scale = TOLERANCES[model.dtype] * expected.abs().max().clamp(min=1)
+    try:
+        parallel = head(model)(hidden_states(model, tokens, torch.ones_like(tokens)))[..., :vocab_size]
+        decoder = Decoder(model, 2, vocab_size=vocab_size, context_length=context_length)
+        if length > 1:
+            decoder.advance(rows, np.maximum(lengths - 1, 1))
+        decoder.advance(rows, lengths)
+        decoded = decoder.logits()
+    except Exception as error:
+        raise ModelError(f"{unsupported}: {error}") from error
+    if (parallel - expected).abs().max() > scale:
+        raise ModelError(f"{unsupported}: its logits are not its output embeddings times its hidden states")
+    if (decoded - expected[[0, 1], lengths - 1]).abs().max() > scale:
+        raise ModelError(f"{unsupported}: decoding with a key/value cache differs from a full forward pass")
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
