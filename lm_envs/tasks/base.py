@@ -2,7 +2,7 @@
 
 A task works in turns. `start` gives the prompt; when the agent has finished a turn (EOS, a stop string, or
 `max_new_tokens`), `respond` reads the completion and says what it is worth, whether the episode is over and,
-if not, how the context changes. Tokens, budgets, context windows and autoresets are the environment's business.
+if not, how the context changes. Tokens, budgets, context windows and autoresets are the environment's.
 
 Tasks are functional: everything an episode knows is in the frozen state that `start` returns and `respond`
 replaces, and every random draw comes from the generator that is passed in. So an episode can be cloned by
@@ -27,12 +27,14 @@ class Completion:
         token_ids: every token of the turn, EOS and the tokens of the stop string included.
         context_ids: the tokens that the turn was written after (prompt and earlier turns).
         finish_reason: what ended the turn: "eos", "stop" (a stop string) or "length" (`max_new_tokens`).
+        slot: the row of a vector environment that wrote it, for error messages to name.
     """
 
     text: str
     token_ids: tuple[int, ...]
     context_ids: tuple[int, ...]
     finish_reason: str
+    slot: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Append:
 
 @dataclass(frozen=True)
 class Replace:
-    """The context is replaced by this prompt (the next board of a game, say), encoded as first prompts are."""
+    """The context is replaced by this prompt (a game's next board, say), encoded as first prompts are."""
 
     text: str
 
@@ -71,7 +73,7 @@ class Feedback:
 
 
 class TaskState(Protocol):
-    """What an episode knows: a frozen dataclass with at least the prompt; references, a board, ... as needed."""
+    """What an episode knows: a frozen dataclass with at least the prompt."""
 
     @property
     def prompt(self) -> str:
@@ -92,8 +94,8 @@ class Task(Protocol):
 
         Args:
             rng: the only source of randomness; a generator for this episode of this slot alone.
-            options: empty, `{"prompt": str}` (use this text) or `{"task_index": int}` (use this item instead of
-                drawing one).
+            options: empty, `{"prompt": str}` (use this text) or `{"task_index": int}` (use this item, do
+                not draw one).
 
         Returns:
             The episode's first state.

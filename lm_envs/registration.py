@@ -1,0 +1,23 @@
+"""Every environment id of this package, in one table. Entry points are strings: registering imports no torch."""
+
+from __future__ import annotations
+
+import gymnasium
+
+# id -> (single environment, vector environment, keyword arguments)
+ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
+    "TextGen-v0": (
+        "lm_envs.text_env:TextGenEnv",
+        "lm_envs.vector_env:TextGenVectorEnv",
+        {"task": "continuation"},
+    ),
+}
+
+
+def register_all() -> None:
+    """Registers the ids that are not registered yet, so that importing twice does no harm."""
+    for env_id, (entry_point, vector_entry_point, kwargs) in ENVIRONMENTS.items():
+        if env_id not in gymnasium.registry:
+            gymnasium.register(
+                env_id, entry_point=entry_point, vector_entry_point=vector_entry_point, kwargs=kwargs
+            )

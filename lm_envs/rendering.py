@@ -1,0 +1,3 @@
+class Renderer:
+    def __init__(self, core, mode): pass
+    def render(self, slot): return ""

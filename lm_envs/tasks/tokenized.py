@@ -1,0 +1,202 @@
+"""From text to tokens: makes a `Task`, which speaks text, the `TokenTask` that the dynamics speak to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lm_envs.episodes import FINISH_REASONS, STOP, Answers, Opening, Turns
+from lm_envs.errors import RewardError
+from lm_envs.randomness import generators
+from lm_envs.tasks.base import Append, Completion, Feedback, Replace, Task
+from lm_envs.tasks.prompts import check_text
+
+if TYPE_CHECKING:
+    from lm_envs.language_model import LanguageModel
+
+# Keys of the info that a turn's end writes; of these a task may set "finish_reason" only.
+INFO_KEYS = ("prompt", "completion", "finish_reason", "prompt_tokens", "completion_tokens", "turns")
+
+
+class TokenizedTask:
+    """A text task over token arrays.
+
+    Args:
+        task: the task.
+        language_model: whose tokenizer encodes prompts and replies and decodes completions.
+        stop: strings that end a turn.
+        max_new_tokens: tokens a turn may have; a first prompt has to leave room for them.
+        context_length: L.
+        truncate_prompts: first prompts and replacements that are too long lose tokens at the front (a leading
+            BOS stays) instead of being refused.
+
+    Raises:
+        ValueError: one of `task.prompts`, if the task has them, does not fit; names its index.
+    """
+
+    state_dtype = object
+
+    def __init__(
+        self,
+        task: Task,
+        language_model: LanguageModel,
+        *,
+        stop: Sequence[str],
+        max_new_tokens: int,
+        context_length: int,
+        truncate_prompts: bool,
+    ) -> None:
+        self.task = task
+        self.stop = tuple(stop)
+        self._language_model = language_model
+        self._max_prompt_tokens = context_length - max_new_tokens
+        self._max_new_tokens = max_new_tokens
+        self._truncate_prompts = truncate_prompts
+        self._special_ids = np.array(language_model.tokenizer.all_special_ids, dtype=np.int64)
+        for index, prompt in enumerate(getattr(task, "prompts", None) or ()):
+            self._encode_first(prompt, f"prompts[{index}]")
+
+    def start(self, dice: np.ndarray, options: np.ndarray, slots: np.ndarray) -> Opening:
+        """Begins n episodes; see `TokenTask`."""
+        states = np.empty(len(slots), dtype=object)
+        contexts = []
+        for i, rng in enumerate(generators(dice)):
+            states[i] = state = self.task.start(rng, options[i])
+            index = getattr(state, "index", None)
+            name = f"prompt of slot {slots[i]}" + ("" if index is None else f" (task_index {index})")
+            contexts.append(self._encode_first(state.prompt, name))
+        return Opening(*_padded(contexts), states)
+
+    def stopped(self, tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Whether each running turn holds a stop string; see `TokenTask`."""
+        rows = zip(tokens, starts, ends, strict=True)
+        return np.array([self._ends_in_stop(row[start:end]) for row, start, end in rows])
+
+    def respond(self, states: np.ndarray, turns: Turns, dice: np.ndarray, slots: np.ndarray) -> Answers:
+        """Answers n finished turns; see `TokenTask`."""
+        completions = self._completions(turns, slots)
+        answers = self.task.respond(list(states), completions, generators(dice))
+        if not isinstance(answers, Sequence) or len(answers) != len(completions):
+            got = f"{len(answers)} answers" if isinstance(answers, Sequence) else type(answers).__name__
+            raise TypeError(f"task.respond() must return {len(completions)} Feedback, got {got}")
+        next_states, infos, contexts = states.copy(), [], []
+        for i, (feedback, completion) in enumerate(zip(answers, completions, strict=True)):
+            _check_feedback(feedback, completion)
+            if feedback.state is not None:
+                next_states[i] = feedback.state
+            infos.append({**self._info(states[i], turns, i, completion), **feedback.info})
+            contexts.append(self._encode_next(feedback, f"next context of slot {slots[i]}"))
+        return Answers(
+            np.array([float(feedback.reward) for feedback in answers]),
+            np.array([feedback.done for feedback in answers]),
+            next_states,
+            *_padded(contexts),
+            np.array([isinstance(feedback.context, Replace) for feedback in answers]),
+            infos,
+        )
+
+    def describe(self, states: np.ndarray, turns: Turns) -> list[dict[str, Any]]:
+        """Infos of n turns without an answer; see `TokenTask`."""
+        completions = self._completions(turns, np.zeros(len(states), np.int64))
+        return [self._info(states[i], turns, i, completion) for i, completion in enumerate(completions)]
+
+    def _completions(self, turns: Turns, slots: np.ndarray) -> list[Completion]:
+        completions = []
+        bounds = zip(turns.starts, turns.ends, strict=True)
+        for row, (start, end), reason, slot in zip(turns.tokens, bounds, turns.reasons, slots, strict=True):
+            ids = row[start:end].tolist()
+            text = self._language_model.decode(ids)
+            if reason == STOP:
+                text = text[: min(at for at in (text.find(stop) for stop in self.stop) if at >= 0)]
+            context = tuple(row[:start].tolist())
+            completions.append(Completion(text, tuple(ids), context, FINISH_REASONS[reason], int(slot)))
+        return completions
+
+    def _info(self, state: Any, turns: Turns, i: int, completion: Completion) -> dict[str, Any]:
+        values = (
+            state.prompt,
+            completion.text,
+            completion.finish_reason,
+            len(completion.context_ids),
+            len(completion.token_ids),
+            int(turns.numbers[i]),
+        )
+        return dict(zip(INFO_KEYS, values, strict=True))
+
+    def _ends_in_stop(self, turn: np.ndarray) -> bool:
+        """Whether a turn's text holds a stop string, none having been there one token ago.
+
+        A token that is not special stands for at least one byte, so the string lies in the last few such tokens.
+        Only if it does is the whole turn decoded, to be sure: some tokenizers decode a tail differently.
+        """
+        longest = max(len(stop.encode()) for stop in self.stop)
+        tail = turn[~np.isin(turn, self._special_ids)][-longest - 4 :]
+        return self._holds_stop(tail) and self._holds_stop(turn)
+
+    def _holds_stop(self, token_ids: np.ndarray) -> bool:
+        text = self._language_model.decode(token_ids.tolist())
+        return any(stop in text for stop in self.stop)
+
+    def _encode_first(self, prompt: Any, name: str) -> list[int]:
+        """Token ids of a first prompt; ValueError naming it if they leave no room for `max_new_tokens`."""
+        check_text(prompt, name)
+        try:
+            ids = self._language_model.encode_prompt(prompt)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        room = self._max_prompt_tokens
+        if len(ids) > room and not self._truncate_prompts:
+            raise ValueError(
+                f"{name} has {len(ids)} tokens, at most {room} fit: context_length {room + self._max_new_tokens} "
+                f"minus max_new_tokens {self._max_new_tokens}. Shorten it, lower max_new_tokens, or keep its last "
+                f"tokens only (truncate_prompts=True). It begins {prompt[:40]!r}"
+            )
+        return self._truncated(ids)
+
+    def _encode_next(self, feedback: Feedback, name: str) -> list[int]:
+        """Token ids that the context goes on with, or is replaced by; none if it stays."""
+        if feedback.done or feedback.context is None:
+            return []
+        check_text(feedback.context.text, name)
+        if isinstance(feedback.context, Append):
+            return self._language_model.encode(feedback.context.text)
+        ids = self._language_model.encode_prompt(feedback.context.text)
+        return self._truncated(ids) if self._truncate_prompts else ids
+
+    def _truncated(self, ids: list[int]) -> list[int]:
+        room = self._max_prompt_tokens
+        if len(ids) <= room:
+            return ids
+        head = ids[:1] if ids[0] == self._language_model.bos_token_id else []
+        return head + ids[len(ids) - room + len(head) :]
+
+
+def _check_feedback(feedback: Any, completion: Completion) -> None:
+    """Raises TypeError, ValueError or RewardError, naming the slot, unless this is a usable answer."""
+    slot, text = completion.slot, completion.text
+    if not isinstance(feedback, Feedback):
+        raise TypeError(f"task.respond() must return Feedback, got {type(feedback).__name__} for slot {slot}")
+    reward = feedback.reward
+    is_number = isinstance(reward, int | float | np.integer | np.floating) and not isinstance(reward, bool)
+    if not is_number or not math.isfinite(reward):
+        message = f"the reward of slot {slot} must be a finite number, got {reward!r} for the completion {text!r}"
+        raise RewardError(message, slot=slot, text=text, value=reward)
+    if not isinstance(feedback.done, bool | np.bool_):
+        raise TypeError(f"Feedback.done must be a bool, got {feedback.done!r} for slot {slot}")
+    if not isinstance(feedback.context, Append | Replace | None):
+        raise TypeError(f"Feedback.context must be Append, Replace or None, got {feedback.context!r} for slot {slot}")
+    taken = set(feedback.info) & set(INFO_KEYS) - {"finish_reason"}
+    if taken or not isinstance(feedback.info, Mapping):
+        raise ValueError(f"Feedback.info must be a dict without the keys {sorted(taken)}, for slot {slot}")
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of token ids as (n, W) int64, padded with 0, and their lengths (n,) int64."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    tokens = np.zeros((len(rows), lengths.max(initial=0)), dtype=np.int64)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    return tokens, lengths

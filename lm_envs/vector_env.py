@@ -1,0 +1,243 @@
+"""`TextGenVectorEnv`: many episodes of `TextGenEnv` in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from lm_envs.core import ClonedState, EnvCore, draw_keys
+from lm_envs.episodes import Step
+from lm_envs.options import check_options, check_reset_mask
+from lm_envs.rendering import Renderer
+from lm_envs.replay import pack_generator, unpack_generator
+from lm_envs.tasks import Task
+from lm_envs.text_env import TextGenEnv
+
+if TYPE_CHECKING:
+    from lm_envs.language_model import LanguageModel
+
+
+class TextGenVectorEnv(VectorEnv):
+    """`num_envs` independent episodes of `TextGenEnv`, stepped, rewarded and embedded in one batch.
+
+    Slot i does what a single environment seeded alike does, whatever its neighbours do: observations, rewards and
+    infos are those of `gymnasium.vector.SyncVectorEnv` over single environments, in all three autoreset modes.
+    Numbers from the language model ("embedding") agree up to rounding.
+
+    Made by `gymnasium.make_vec("TextGen-v0", num_envs=8, ...)`.
+
+    Args:
+        num_envs: B, the number of slots.
+        task: as in `TextGenEnv`.
+        model: as in `TextGenEnv`.
+        autoreset_mode: `AutoresetMode.NEXT_STEP` (default), `SAME_STEP` or `DISABLED`, or their values as str.
+        max_episode_steps: tokens after which an episode is truncated, as by Gymnasium's `TimeLimit`; None: no limit.
+        render_mode: as in `TextGenEnv`; frames come as a tuple, one per slot.
+        settings: the other arguments of `TextGenEnv`.
+
+    Raises:
+        ValueError, TypeError: as `TextGenEnv`.
+    """
+
+    metadata = {**TextGenEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        task: str | Task = "continuation",
+        model: str | None = None,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        self.num_envs = num_envs
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.max_episode_steps = max_episode_steps
+        self._core = EnvCore(num_envs, task, model, **settings)
+        self.single_observation_space = self._core.view.observation_space
+        self.single_action_space = self._core.view.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.render_mode = render_mode
+        self._renderer = Renderer(self._core, render_mode)
+
+    @property
+    def task(self) -> Task:
+        """The text task that prompts, answers and scores."""
+        return self._core.task
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The frozen language model behind the environment; its weights are loaded when first needed."""
+        return self._core.language_model
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that a turn may have."""
+        return self._core.episodes.max_new_tokens
+
+    @property
+    def context_length(self) -> int:
+        """L, the tokens that the context window holds."""
+        return self._core.episodes.context_length
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begins new episodes.
+
+        Args:
+            seed: slot i gets `seed + i`, or item i of a sequence; None goes on with the slot's present seed.
+            options: those of `TextGenEnv.reset`, the same for every slot, and `"reset_mask"`: (B,) bool array, reset
+                these slots only.
+
+        Returns:
+            Observations of all slots, and infos in Gymnasium's vector format.
+
+        Raises:
+            ValueError, TypeError: bad options, seeds or prompts. Nothing is reset then.
+        """
+        options = dict(options or {})
+        slots = self._core.episodes.all_slots
+        if "reset_mask" in options:
+            slots = check_reset_mask(options.pop("reset_mask"), self.num_envs)
+        checked = check_options(options)
+        seeds = self._seeds(seed)
+        super().reset(seed=seeds[0])
+        episodes = self._core.episodes
+        with episodes.atomic():
+            for slot in slots[[seeds[slot] is not None for slot in slots]]:
+                rng, _ = seeding.np_random(seeds[slot])
+                episodes.seed(slot, draw_keys(rng, 1)[0])
+            fresh = slots[(episodes.arrays.episodes[slots] < 0) & [seeds[slot] is None for slot in slots]]
+            episodes.seed(fresh, draw_keys(self.np_random, len(fresh)))
+            episodes.begin(slots, checked)
+            if (episodes.arrays.episodes < 0).any():
+                raise ValueError("options['reset_mask'] must select every slot in the first reset")
+            observation, candidates = self._core.view.look(episodes.all_slots)
+        infos: dict[str, Any] = {}
+        self._add_candidates(infos, candidates, slots)
+        self._show()
+        return observation, infos
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Writes one token in every slot. An error leaves all slots as they were.
+
+        Args:
+            actions: (B,) integers. In NEXT_STEP mode the actions of slots that are being reset are not read.
+
+        Returns:
+            Observations; rewards (B,) float64; terminations and truncations (B,) bool; infos in Gymnasium's vector
+            format, with `final_obs` and `final_info` in SAME_STEP mode.
+
+        Raises:
+            InvalidAction, ResetNeeded, RewardError, FloatingPointError: as `TextGenEnv.step`, naming the slot.
+        """
+        episodes = self._core.episodes
+        mode = self.autoreset_mode
+        resets = np.zeros(self.num_envs, bool)
+        if mode == AutoresetMode.NEXT_STEP:
+            resets = ~episodes.arrays.running & (episodes.arrays.episodes >= 0)
+        tokens = self._core.tokens(actions, ~resets)
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros((2, self.num_envs), bool)
+        infos: dict[str, Any] = {}
+        with episodes.atomic():
+            stepped = np.flatnonzero(~resets)
+            result = episodes.step(tokens[stepped], stepped)
+            rewards[stepped], terminated[stepped] = result.rewards, result.terminated
+            truncated[stepped] = result.truncated | self._out_of_time(stepped)
+            ended = np.flatnonzero(terminated | truncated)
+            episodes.halt(ended)
+            again = np.flatnonzero(resets)
+            if mode == AutoresetMode.SAME_STEP:
+                self._finish(infos, ended, result)
+                again = ended
+            if len(again):
+                episodes.begin(again)
+            observation, candidates = self._core.view.look(episodes.all_slots)
+        for slot in sorted(result.infos.keys() - set(again.tolist())):
+            self._add_info(infos, result.infos[slot], slot)
+        self._add_candidates(infos, candidates, episodes.all_slots)
+        self._show()
+        return observation, rewards, terminated, truncated, infos
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One frame per slot; None in "human" mode, which prints by itself."""
+        if self.render_mode == "human":
+            return None
+        return tuple(self._renderer.render(slot) for slot in range(self.num_envs))
+
+    def clone_state(self, include_rng: bool = False) -> ClonedState:
+        """The present state of all slots; see `TextGenEnv.clone_state`."""
+        return self._core.clone_state(include_rng)
+
+    def restore_state(self, state: ClonedState) -> None:
+        """Goes back to what `clone_state` returned; see `TextGenEnv.restore_state`."""
+        self._core.restore_state(state)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """The resumable state of all slots in plain arrays; see `TextGenEnv.get_state`."""
+        return {**self._core.get_state(), "np_random": pack_generator(self.np_random)}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Brings an environment made alike to what `get_state` returned; see `TextGenEnv.set_state`."""
+        self._core.set_state(state)
+        unpack_generator(self.np_random, state["np_random"])
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + slot for slot in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"seed must have one entry per slot ({self.num_envs}), got {len(seed)}")
+        return [None if value is None else int(value) for value in seed]
+
+    def _out_of_time(self, slots: np.ndarray) -> np.ndarray:
+        if self.max_episode_steps is None:
+            return np.zeros(len(slots), bool)
+        return self._core.episodes.arrays.steps[slots] >= self.max_episode_steps
+
+    def _finish(self, infos: dict[str, Any], ended: np.ndarray, result: Step) -> None:
+        """Adds `final_obs` and `final_info` of ended slots."""
+        if not len(ended):
+            return
+        observations, candidates = self._core.view.look(ended)
+        for row, slot in enumerate(ended.tolist()):
+            final_info = dict(result.infos.get(slot, {}))
+            if candidates is not None:
+                final_info["candidates"] = candidates[row]
+            if isinstance(observations, dict):
+                final_obs: Any = {key: value[row] for key, value in observations.items()}
+            else:
+                final_obs = observations[row]
+            self._add_info(infos, {"final_obs": final_obs, "final_info": final_info}, slot)
+
+    def _add_candidates(self, infos: dict[str, Any], candidates: np.ndarray | None, slots: np.ndarray) -> None:
+        """Makes new candidates of all slots the current ones, and adds those of `slots` to the infos."""
+        if candidates is None:
+            return
+        self._core.candidates = candidates
+        infos["candidates"] = np.zeros_like(candidates)
+        infos["candidates"][slots] = candidates[slots]
+        infos["_candidates"] = np.isin(self._core.episodes.all_slots, slots)
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            for slot in range(self.num_envs):
+                self._renderer.render(slot)
