@@ -11,9 +11,12 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 class RewardFunction(Protocol):
-    """Any callable with this signature is a reward; it is the one that TRL's `reward_funcs` have."""
+    """Any callable that is a reward. As in TRL's `reward_funcs`, all arguments are passed by keyword.
 
-    def __call__(self, prompts: list[str], completions: list[str], /, **columns: Any) -> Sequence[float]:
+    A function that does not read the prompts may leave them to its `**columns`.
+    """
+
+    def __call__(self, *, prompts: list[str], completions: list[str], **columns: Any) -> Sequence[float]:
         """Returns one finite float per completion. `columns` hold one entry per completion as well."""
 
 

@@ -22,7 +22,7 @@ def checked(
     """Calls a reward function and returns what it gave as finite Python floats.
 
     Args:
-        reward: any callable `reward(prompts, completions, **columns)`.
+        reward: any callable `reward(prompts, completions, **columns)`; called by keyword, as TRL does.
         prompts: B texts.
         completions: B texts.
         slots: the B numbers by which an error names a completion; 0 to B-1 by default.
@@ -57,7 +57,7 @@ def scored(
         parts = reward.parts(prompts, completions, slots=slots, **columns)
         return reward.combine(parts), parts
     try:
-        values = reward(list(prompts), list(completions), **columns)
+        values = reward(prompts=list(prompts), completions=list(completions), **columns)
     except Exception as error:
         raise _blame(error, reward, prompts, completions, slots=slots, columns=columns) from error
     return _floats(values, _name(reward), completions, slots), {}
@@ -124,7 +124,7 @@ def _floats(values: Any, reward: str, completions: Sequence[str], slots: Sequenc
         raise RewardError(f"{reward} returned {len(values)} values, expected {wanted}", value=values)
     floats = []
     for slot, text, value in zip(slots, completions, values.tolist() if is_array else values, strict=True):
-        number = _finite_float(value)
+        number = finite_float(value)
         if number is None:
             got = f"{reprlib.repr(value)} ({type(value).__name__})"
             message = f"{reward} returned {got} for {_describe(slot, text)}, expected a finite number"
@@ -133,7 +133,7 @@ def _floats(values: Any, reward: str, completions: Sequence[str], slots: Sequenc
     return floats
 
 
-def _finite_float(value: Any) -> float | None:
+def finite_float(value: Any) -> float | None:
     """`value` as a float if it is a finite int, float, NumPy scalar or 0-d array or tensor; else None."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
@@ -160,7 +160,7 @@ def _blame(
     for row, (slot, text) in enumerate(zip(slots, completions, strict=True)):
         own = {key: _row(column, row, len(completions)) for key, column in columns.items()}
         try:
-            reward([prompts[row]], [text], **own)
+            reward(prompts=[prompts[row]], completions=[text], **own)
         except Exception as own_error:
             message = f"{name} raised {_short(own_error)} for {_describe(slot, text)}"
             return RewardError(message, slot=slot, text=text, value=own_error)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lm_envs.rewards.base import check_texts, column_rows, whole_number
+from lm_envs.rewards.base import check_texts, column_rows
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
@@ -30,7 +30,6 @@ class Fluency:
     Args:
         language_model: a `LanguageModel`, or what its `load` takes (None is the bundled model).
         output: "log_prob" or "perplexity".
-        batch_size: rows per forward pass.
     """
 
     def __init__(
@@ -38,13 +37,11 @@ class Fluency:
         language_model: LanguageModel | str | None = None,
         *,
         output: str = "log_prob",
-        batch_size: int = 64,
     ) -> None:
         if output not in ("log_prob", "perplexity"):
             raise ValueError(f"output must be 'log_prob' or 'perplexity', got {output!r}")
         self.language_model = _lazy_model(language_model)
         self.output = output
-        self.batch_size = whole_number("batch_size", batch_size, 1)
         self.__name__ = "fluency" if output == "log_prob" else "perplexity"
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
@@ -56,16 +53,15 @@ class Fluency:
             for name in ("prompt_ids", "completion_ids")
         ]
         pairs = [self._token_ids(*row) for row in zip(prompts, completions, *given, strict=True)]
-        mean_log_probs = [-math.log(self.language_model.vocab_size)] * size
-        written = [row for row, (_, ids) in enumerate(pairs) if completions[row] and len(ids)]
-        for start in range(0, len(written), self.batch_size):
-            rows = written[start : start + self.batch_size]
-            contexts, ids = zip(*(pairs[row] for row in rows), strict=True)
-            for row, log_probs in zip(rows, self.language_model.log_probs(contexts, ids), strict=True):
-                mean_log_probs[row] = float(log_probs.mean())
-        if self.output == "perplexity":
-            return [math.exp(-value) for value in mean_log_probs]
-        return mean_log_probs
+        log_probs = self.language_model.log_probs(
+            [context for context, _ in pairs], [ids for _, ids in pairs]
+        )
+        uniform = -math.log(self.language_model.vocab_size)
+        means = [
+            float(values.mean(dtype=float)) if text and len(values) else uniform
+            for text, values in zip(completions, log_probs, strict=True)
+        ]
+        return means if self.output == "log_prob" else [math.exp(-mean) for mean in means]
 
     def _token_ids(
         self,
@@ -76,8 +72,8 @@ class Fluency:
     ) -> tuple[Sequence[int], Sequence[int]]:
         """Context and completion as token ids: the given ones if they are this model's, else encoded here."""
         model = self.language_model
-        # Ids of another tokenizer would be scored as other words, silently. The text may lack a stop string that
-        # was cut off its end, so it need only begin what the ids decode to.
+        # Ids of another tokenizer would be scored as other words, silently. The text may lack a stop string
+        # that was cut off its end, so it need only begin what the ids decode to.
         if (
             prompt_ids is not None
             and completion_ids is not None

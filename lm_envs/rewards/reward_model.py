@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from lm_envs.errors import ModelError
+from lm_envs.language_model import _as_folder
+from lm_envs.model_files import check_folder, refuse_remote_code
 from lm_envs.rewards.base import check_texts, whole_number
 
 
 class RewardModel:
     """The score that a sequence-classification model gives to prompt + completion.
 
-    Range: any number for `output="logit"`; 0 to 1 for `output="probability"` (softmax over the labels, sigmoid
-    of a single one). Texts longer than the model's window lose their beginning. Special tokens spelled out in
-    a text stay text; the tokenizer adds its own.
+    Range: any number for `output="logit"`; 0 to 1 for `output="probability"` (softmax over the labels, or
+    sigmoid of a single one). Texts longer than the model's window lose their beginning. What looks like a
+    special token in a text stays text; the tokenizer adds its own.
 
     An empty completion gets the model's score of the prompt alone. A text without any token is scored as one
     EOS (or padding) token.
@@ -41,7 +43,7 @@ class RewardModel:
 
     def __init__(
         self,
-        path_or_hub_id: str | os.PathLike[str],
+        path_or_hub_id: str | Path,
         *,
         label: int | str | None = None,
         output: str = "logit",
@@ -51,7 +53,10 @@ class RewardModel:
     ) -> None:
         if output not in ("logit", "probability"):
             raise ValueError(f"output must be 'logit' or 'probability', got {output!r}")
-        self.path = os.fspath(path_or_hub_id)
+        folder = _as_folder(path_or_hub_id)
+        if folder is not None:
+            check_folder(folder)
+        self.path = str(folder or path_or_hub_id)
         self.output = output
         self.with_prompt = with_prompt
         self.batch_size = whole_number("batch_size", batch_size, 1)
@@ -114,9 +119,11 @@ def _config(path: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:
-        raise ModelError(f"{path}: no readable config.json of a transformers model: {error}") from error
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # each file format and architecture raises its own
+        raise ModelError(f"{path}: cannot read its config.json: {error}") from error
+    refuse_remote_code(config.to_dict(), path)
+    return config
 
 
 @cache
@@ -127,13 +134,19 @@ def _load(path: str, device: str) -> tuple[Any, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"{path}: cannot load the tokenizer: {error}") from error
+    try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:
-        raise ModelError(f"{path}: cannot load tokenizer and safetensors weights: {error}") from error
-    if report["missing_keys"]:
-        raise ModelError(f"{path}: not a trained classifier, weights lack {sorted(report['missing_keys'])}")
+        raise ModelError(f"{path}: the weights do not make a sequence classifier: {error}") from error
+    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if wrong:
+        raise ModelError(
+            f"{path}: weights are missing or have another shape than config.json asks for: {wrong}"
+        )
     tokenizer.truncation_side = "left"
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if window is not None:

@@ -1,0 +1,331 @@
+"""Checks for a user's own reward functions and tasks: `check_reward` and `check_task`.
+
+Both return None, or raise an exception that says what is wrong: TypeError for a wrong signature or type,
+RewardError for a reward that is not a finite number, ValueError for the rest. What works here but not in
+subprocesses warns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import math
+import numbers
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lm_envs.errors import RewardError
+from lm_envs.rewards import RewardFunction, checked
+from lm_envs.rewards.base import check_texts, column_rows
+from lm_envs.rewards.checking import finite_float
+from lm_envs.tasks.base import Append, Completion, Feedback, Replace, Task
+
+if TYPE_CHECKING:
+    from lm_envs.language_model import LanguageModel
+
+_PROMPTS = ("Once upon a time", "Question: what is 2 + 2?\nAnswer:", "The old lighthouse was dark. Then")
+_COMPLETIONS = (
+    "",
+    " She smiled, and they all went home happy.",
+    " no no no no no no no no",
+    "4",
+    "?!...",
+    " \n\t",
+    " Grüße aus Zürich, 東京 and 🙂.",
+    " and then" + " the rain fell on the roof" * 8,
+)
+
+
+def check_reward(
+    reward: RewardFunction,
+    prompts: Sequence[str] | None = None,
+    completions: Sequence[str] | None = None,
+    *,
+    tolerance: float = 1e-4,
+    **columns: Any,
+) -> None:
+    """Checks a reward function: signature, outputs, determinism, independence of its neighbours, empty text.
+
+    Args:
+        reward: the function, called as `reward(prompts=..., completions=..., **columns)`.
+        prompts: texts to try it on, as many as completions; built-in ones by default.
+        completions: texts to try it on; built-in ones by default (an empty one, repetition, Unicode, ...), as
+            many as the columns have entries.
+        tolerance: accepted difference, relative and absolute, between a completion's reward in a batch and
+            alone. Models in bfloat16 need about 0.05.
+        columns: the columns that the reward needs, each a list with one entry per completion.
+
+    Raises:
+        TypeError: it is not callable, or does not take prompts, completions and further columns by keyword.
+        RewardError: it raises, or returns something else than one finite number per completion.
+        ValueError: its rewards differ between equal calls or depend on the other completions of the batch; it
+            changes what it is given; or the texts and columns given here do not fit together.
+    """
+    _check_signature(reward, columns)
+    if completions is None:
+        sizes = [len(column) for column in columns.values() if isinstance(column, Sequence)]
+        size = max(sizes, default=len(_COMPLETIONS))
+        completions = [_COMPLETIONS[row % len(_COMPLETIONS)] for row in range(size)]
+    if prompts is None:
+        prompts = [_PROMPTS[row % len(_PROMPTS)] for row in range(len(completions))]
+    check_texts(prompts, completions)
+    if not completions:
+        raise ValueError("completions must hold at least one text to try the reward on, got none")
+    for name, column in columns.items():
+        column_rows(name, column, len(completions))
+
+    given = copy.deepcopy(columns)
+    rewards = checked(reward, prompts, completions, **columns)
+    again = checked(reward, prompts, completions, **columns)
+    if not _same(given, columns):
+        raise ValueError("the reward function changes the columns that it is given")
+    for row, (prompt, text) in enumerate(zip(prompts, completions, strict=True)):
+        if not _same(rewards[row], again[row], tolerance):
+            raise ValueError(
+                f"two equal calls gave {rewards[row]} and {again[row]} for the completion {text!r}"
+            )
+        own = {name: column[row : row + 1] for name, column in columns.items()}
+        (alone,) = checked(reward, [prompt], [text], **own)
+        if not _same(rewards[row], alone, tolerance):
+            raise ValueError(
+                f"a reward must not depend on the rest of the batch: {text!r} gets {alone} alone, "
+                f"and {rewards[row]} among {len(completions)} completions"
+            )
+        checked(reward, [prompt], [""], **own)  # saying nothing must have a value, too
+    _warn_unless_picklable("reward function", reward)
+
+
+def check_task(
+    task: Task, language_model: LanguageModel | None = None, *, max_turns: int = 64, tolerance: float = 1e-4
+) -> None:
+    """Checks a task: plays a few episodes of it with made-up completions, an empty one among them.
+
+    Args:
+        task: the task, built.
+        language_model: the model it is for: then token ids are real, and a full context ends an episode.
+        max_turns: an episode of more turns is taken for one that never ends.
+        tolerance: accepted difference of numbers, as in `check_reward`.
+
+    Raises:
+        TypeError: a method is missing, or something has the wrong type.
+        RewardError: a reward, or a part in `info["reward_parts"]`, is not a finite number.
+        ValueError: an empty or unencodable prompt; a state that was changed; a start or feedback that differs
+            for equal input and generators, or depends on other slots; a wrong count of feedbacks; no end.
+    """
+    for method in ("start", "respond"):
+        if not callable(getattr(task, method, None)):
+            raise TypeError(f"a task needs a method {method!r}, {type(task).__name__} has none")
+    model = _Bytes() if language_model is None else language_model
+    for index, prompt in enumerate(getattr(task, "prompts", None) or ()):
+        _check_prompt(f"prompts[{index}]", prompt, model)
+    episodes = []
+    for slot in range(len(_COMPLETIONS)):
+        state = _check_start(task, slot, model)
+        episodes.append(_Episode(slot, state, model.encode_prompt(state.prompt)))
+    for turn in range(max_turns):
+        finished = {episode.slot: _completion(episode, turn, model) for episode in episodes}
+        # A full window cuts an episode short, whatever the task says.
+        episodes = [episode for episode in episodes if _length(finished[episode.slot]) < model.context_length]
+        completions = [finished[episode.slot] for episode in episodes]
+        feedbacks = _check_respond(task, episodes, completions, turn, tolerance) if episodes else []
+        for episode, completion, feedback in zip(episodes, completions, feedbacks, strict=True):
+            _check_feedback(episode.slot, completion, feedback, model)
+            episode.go_on(completion, feedback, model)
+        episodes = [episode for episode in episodes if not episode.done]
+        if not episodes:
+            _warn_unless_picklable("task", task)
+            return
+    raise ValueError(f"the episode of slot {episodes[0].slot} is not done after {max_turns} turns")
+
+
+class _Bytes:
+    """Stands in for a language model where none is given: token ids are bytes."""
+
+    name = "bytes"
+    bos_token_id = 0
+    eos_token_id = None
+    context_length = math.inf
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    encode_prompt = encode
+
+
+@dataclasses.dataclass
+class _Episode:
+    """One slot of `check_task`."""
+
+    slot: int
+    state: Any
+    context: list[int]
+    done: bool = False
+
+    def go_on(self, completion: Completion, feedback: Feedback, model: Any) -> None:
+        """What an environment does with a task's feedback."""
+        self.done = bool(feedback.done)
+        self.state = self.state if feedback.state is None else feedback.state
+        if isinstance(feedback.context, Replace):
+            self.context = model.encode_prompt(feedback.context.text)
+        else:
+            reply = "" if feedback.context is None else feedback.context.text
+            self.context = [*self.context, *completion.token_ids, *model.encode(reply)]
+
+
+def _check_signature(reward: Any, columns: Mapping[str, Any]) -> None:
+    if not callable(reward):
+        raise TypeError(f"a reward function must be callable, got {type(reward).__name__}")
+    try:
+        signature = inspect.signature(reward)
+    except ValueError:  # built-in functions may have none
+        return
+    try:
+        signature.bind(prompts=[], completions=[], a_column_it_does_not_read=[], **columns)
+    except TypeError as error:
+        raise TypeError(
+            "a reward function is called as reward(prompts=..., completions=..., **columns) and has to accept "
+            f"columns that it does not read; with the signature {signature}: {error}"
+        ) from error
+
+
+def _check_start(task: Task, slot: int, model: Any) -> Any:
+    """The slot's first state, started twice from equal generators."""
+    state, again = (task.start(np.random.default_rng(slot), {}) for _ in range(2))
+    _check_state("start", state, model)
+    if not _same(state, again):
+        raise ValueError(f"start gave {state!r}, then {again!r}, from equal generators: draw from `rng` only")
+    for options in ({"prompt": state.prompt}, {"task_index": 0}):
+        with contextlib.suppress(ValueError):  # a task may refuse options
+            _check_state(f"start with {options}", task.start(np.random.default_rng(slot), options), model)
+    return state
+
+
+def _check_respond(
+    task: Task, episodes: list[_Episode], completions: list[Completion], turn: int, tolerance: float
+) -> list[Feedback]:
+    """The feedbacks of one turn, after asking for them together, again, and alone."""
+
+    def respond(rows: Sequence[int]) -> list[Feedback]:
+        generators = [np.random.default_rng([episodes[row].slot, turn]) for row in rows]
+        feedbacks = task.respond(
+            [episodes[row].state for row in rows], [completions[row] for row in rows], generators
+        )
+        size = len(feedbacks) if isinstance(feedbacks, Sequence) else type(feedbacks).__name__
+        if size != len(rows):
+            raise ValueError(
+                f"respond must return a list of {len(rows)} Feedback, one a completion, got {size}"
+            )
+        return feedbacks
+
+    before = [copy.deepcopy(episode.state) for episode in episodes]
+    together = respond(range(len(episodes)))
+    for state, episode in zip(before, episodes, strict=True):
+        if not _same(state, episode.state):
+            raise ValueError(f"respond changed a state: {state!r} became {episode.state!r}")
+    for row, (first, again) in enumerate(zip(together, respond(range(len(episodes))), strict=True)):
+        if not _same(first, again, tolerance):
+            raise ValueError(
+                f"respond gave {first!r}, then {again!r}, for equal input: draw from `rngs` only"
+            )
+        (alone,) = respond([row])
+        if not _same(first, alone, tolerance):
+            raise ValueError(
+                f"feedback must not depend on other slots: {first!r} in a batch, {alone!r} alone"
+            )
+    return together
+
+
+def _check_feedback(slot: int, completion: Completion, feedback: Any, model: Any) -> None:
+    where = f"respond, slot {slot} (completion {completion.text!r})"
+    if not isinstance(feedback, Feedback):
+        raise TypeError(f"{where}: expected a Feedback, got {feedback!r}")
+    if not isinstance(feedback.info, Mapping) or not all(isinstance(key, str) for key in feedback.info):
+        raise TypeError(f"{where}: info must be a dict with str keys, got {feedback.info!r}")
+    parts = feedback.info.get("reward_parts", {})
+    if not isinstance(parts, Mapping):
+        raise TypeError(f"{where}: info['reward_parts'] must be a dict name -> float, got {parts!r}")
+    for name, value in {"reward": feedback.reward, **parts}.items():
+        if finite_float(value) is None:
+            message = f"{where}: {name} must be a finite number, got {value!r}"
+            raise RewardError(message, slot=slot, text=completion.text, value=value)
+    if not isinstance(feedback.done, bool | np.bool_):
+        raise TypeError(f"{where}: done must be a bool, got {feedback.done!r}")
+    if feedback.state is not None:
+        _check_state(where, feedback.state, model)
+    if isinstance(feedback.context, Replace):
+        _check_prompt(f"{where}: text of Replace", feedback.context.text, model)
+    elif isinstance(feedback.context, Append):
+        _check_text(f"{where}: text of Append", feedback.context.text)
+    elif feedback.context is not None:
+        raise TypeError(f"{where}: context must be Append, Replace or None, got {feedback.context!r}")
+
+
+def _check_state(where: str, state: Any, model: Any) -> None:
+    frozen = getattr(getattr(state, "__dataclass_params__", None), "frozen", False)
+    if isinstance(state, type) or not frozen:
+        raise TypeError(f"{where}: a state must be a frozen dataclass, got {state!r}")
+    if not hasattr(state, "prompt"):
+        raise TypeError(f"{where}: a state must have a field 'prompt', {type(state).__name__} has none")
+    _check_prompt(f"{where}: prompt of the state", state.prompt, model)
+
+
+def _check_prompt(where: str, prompt: Any, model: Any) -> None:
+    _check_text(where, prompt)
+    if not prompt and model.bos_token_id is None:
+        raise ValueError(f"{where} is empty, and the model {model.name!r} has no BOS token to begin with")
+
+
+def _check_text(where: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{where} must be a str, got {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} cannot be encoded as UTF-8: {text!r}") from error
+
+
+def _completion(episode: _Episode, turn: int, model: Any) -> Completion:
+    """A made-up turn; slot and turn decide which one."""
+    text = _COMPLETIONS[(episode.slot + turn) % len(_COMPLETIONS)]
+    eos = [] if model.eos_token_id is None else [model.eos_token_id]
+    token_ids = (*model.encode(text), *eos)
+    return Completion(text, token_ids, tuple(episode.context), "eos" if eos else "length")
+
+
+def _length(completion: Completion) -> int:
+    return len(completion.context_ids) + len(completion.token_ids)
+
+
+def _same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
+    """Equality of plain data by content, numbers within a tolerance."""
+    if isinstance(a, numbers.Real) and isinstance(b, numbers.Real):
+        near = math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
+        return near or (math.isnan(a) and math.isnan(b))
+    if type(a) is not type(b):
+        return False
+    if hasattr(a, "tolist"):  # arrays and tensors
+        return _same(a.tolist(), b.tolist(), tolerance)
+    if dataclasses.is_dataclass(a):
+        names = [field.name for field in dataclasses.fields(a)]
+        return all(_same(getattr(a, name), getattr(b, name), tolerance) for name in names)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key], tolerance) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if type(a).__eq__ is object.__eq__:
+        return _same(getattr(a, "__dict__", None), getattr(b, "__dict__", None), tolerance)
+    return bool(a == b)
+
+
+def _warn_unless_picklable(what: str, thing: Any) -> None:
+    try:
+        pickle.loads(pickle.dumps(thing))
+    except Exception as error:
+        message = f"this {what} cannot be pickled, so environments in subprocesses cannot take it: {error}"
+        warnings.warn(message, stacklevel=3)
