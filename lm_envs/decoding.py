@@ -34,16 +34,17 @@ class Snapshot:
 class Decoder:
     """Contexts of B slots with their keys, values and last hidden states, advanced together.
 
-    Every result equals a full forward pass of that slot's context alone, up to rounding. A slot costs only the
-    tokens that are not cached for it: `tokens_forwarded` counts them. Gradients are never recorded and dropout is
-    off, whatever mode the model is in. After the model's weights have changed, call `clear`.
+    Every result equals a full forward pass of that slot's context alone, up to rounding. A slot costs only
+    the tokens that are not cached for it: `tokens_forwarded` counts them. Gradients are never recorded and
+    dropout is off, whatever mode the model is in. After the model's weights have changed, call `clear`.
 
     Attributes:
         num_slots: B.
         context_length: the most tokens a slot can hold.
         tokens_forwarded: real tokens (no padding) that went through the model so far.
         lengths: (B,) int64, tokens cached per slot. Read only.
-        tokens: (B, context_length) int64; the first `lengths[i]` of row i are what the cache holds. Read only.
+        tokens: (B, context_length) int64; the first `lengths[i]` of row i are what the cache holds. Read
+            only.
         hidden: (B, H) in the model's dtype, last hidden state at each slot's last token.
     """
 
@@ -76,8 +77,9 @@ class Decoder:
     def advance(self, input_ids: ArrayLike, lengths: ArrayLike, slots: ArrayLike | None = None) -> Tensor:
         """Bring slots to the given contexts, whatever they hold now.
 
-        Slots that lack one token share one step; others are prefilled from the first difference; slots that are
-        there already cost nothing; one that holds more than its new context has that context's last token redone.
+        Slots that lack one token share one step; others are prefilled from the first difference; slots that
+        are there already cost nothing; one that holds more than its new context has that context's last token
+        redone.
 
         Args:
             input_ids: (n, L) token ids, right padded with anything.
@@ -138,7 +140,7 @@ class Decoder:
             ValueError: a context, token or slot out of range.
         """
         lengths = np.array([len(context) for context in contexts], np.int64)
-        padded = np.zeros((len(contexts), lengths.max(initial=0)), np.int64)
+        padded = np.zeros((len(contexts), lengths.max(initial=1)), np.int64)
         padded[np.arange(padded.shape[1]) < lengths[:, None]] = [t for context in contexts for t in context]
         return self.advance(padded, lengths, slots)
 
@@ -162,18 +164,20 @@ class Decoder:
         if len(slots):
             full = self.lengths[slots] >= self.context_length
             if full.any():
-                raise ValueError(
-                    f"slot {slots[full.argmax()]} is full: it holds context_length = {self.context_length} tokens"
-                )
+                raise ValueError(f"slot {slots[full.argmax()]} already holds {self.context_length} tokens")
             self._forward(slots, self.lengths[slots], np.ones_like(slots), tokens[:, None])
         return self._select(slots)
 
     @torch.no_grad()
     def logits(self, slots: ArrayLike | None = None) -> Tensor:
-        """Next-token logits (n, V) of slots (None: all) in the model's dtype; ValueError for an empty slot."""
+        """Next-token logits (n, V) of slots (None: all) in the model's dtype.
+
+        Raises:
+            ValueError: a slot is empty, so that it has no next token.
+        """
         slots = self._check_slots(slots)
         if (self.lengths[slots] == 0).any():
-            raise ValueError(f"slot {slots[self.lengths[slots].argmin()]} is empty: it has no next token")
+            raise ValueError(f"slot {slots[self.lengths[slots].argmin()]} is empty")
         return self._head(self._select(slots))[:, : self.vocab_size]
 
     @torch.no_grad()
@@ -202,8 +206,8 @@ class Decoder:
 
         Args:
             snapshot: of this decoder, or of another one with the same model.
-            slots: (n,) distinct slots for the snapshot's n rows, or any number for its only row; None: the slots
-                it was taken from.
+            slots: (n,) distinct slots for the snapshot's n rows, or any number for its only row; None: the
+                slots it was taken from.
         """
         slots = self._check_slots(snapshot.slots if slots is None else slots)
         if len(snapshot.lengths) not in (1, len(slots)):
@@ -217,7 +221,9 @@ class Decoder:
         self.tokens[slots, :longest] = snapshot.tokens
         self.lengths[slots] = snapshot.lengths
 
-    def _prefill(self, slots: np.ndarray, starts: np.ndarray, missing: np.ndarray, contexts: np.ndarray) -> None:
+    def _prefill(
+        self, slots: np.ndarray, starts: np.ndarray, missing: np.ndarray, contexts: np.ndarray
+    ) -> None:
         """Forward what rows with more than one missing token lack, in chunks of rows of similar length."""
         order = np.argsort(missing, kind="stable")
         order = order[missing[order] > 1]
@@ -244,8 +250,8 @@ class Decoder:
         # Nothing is claimed to be cached until the pass has succeeded.
         self.lengths[slots] = 0
 
-        # One token a row is limited by reading the cache: with most slots involved, running all of them on views
-        # is cheaper than gathering some. A longer block is limited by arithmetic: idle rows would cost.
+        # One token a row is limited by reading the cache: with most slots involved, running all of them on
+        # views is cheaper than gathering some. A longer block is limited by arithmetic: idle rows would cost.
         every = len(slots) == self.num_slots or (block.shape[1] == 1 and 2 * len(slots) >= self.num_slots)
         if every:
             plan = np.zeros((self.num_slots, 2 + block.shape[1]), np.int64)
@@ -277,7 +283,8 @@ class Decoder:
             new = last[rows] if every else last
             self.hidden = self.hidden.to(new.dtype).index_copy(0, rows, new)
 
-        self.tokens[np.repeat(slots, counts), (starts[:, None] + np.arange(block.shape[1]))[real]] = block[real]
+        columns = starts[:, None] + np.arange(block.shape[1])
+        self.tokens[np.repeat(slots, counts), columns[real]] = block[real]
         self.lengths[slots] = ends
         self.tokens_forwarded += int(counts.sum())
 
@@ -317,7 +324,7 @@ class Decoder:
         if checked.ndim != 1 or checked.dtype.kind not in "iu":
             raise ValueError(f"slots must be a list of integers, got {slots!r}")
         if checked.min() < 0 or checked.max() >= self.num_slots or len(np.unique(checked)) < len(checked):
-            raise ValueError(f"slots must be distinct and in 0 to {self.num_slots - 1}, got {checked.tolist()}")
+            raise ValueError(f"slots must be distinct, in 0 to {self.num_slots - 1}, got {checked.tolist()}")
         return checked.astype(np.int64)
 
 
@@ -327,7 +334,7 @@ def _round_up(length: int) -> int:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a moment: no dropout, and no gradient checkpointing (which would drop the cache)."""
+    """Evaluation mode for a moment: without dropout and gradient checkpointing (it would drop the cache)."""
     training = [m for m in module.modules() if m.training] if module.training else []
     for m in training:
         m.training = False

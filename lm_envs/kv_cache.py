@@ -12,9 +12,10 @@ from transformers.cache_utils import Cache
 class SlotCache(Cache):
     """Keys and values of B slots; every row of a forward pass writes at positions of its own.
 
-    transformers calls `update` once per layer of a forward pass; `plan` says beforehand where that pass writes and
-    what it reads. Storage is (B, heads, capacity + 1, head size) per layer; the position after the last takes what
-    padded tokens and idle rows write. It starts as zeros: a masked position's weight is 0, and 0 * NaN would be NaN.
+    transformers calls `update` once per layer of a forward pass; `plan` says beforehand where that pass
+    writes and what it reads. Storage is (B, heads, capacity + 1, head size) per layer; the position after the
+    last takes what padded tokens and idle rows write. It starts as zeros: a masked position's weight is 0,
+    and 0 * NaN would be NaN.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -48,7 +49,7 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (n, heads, T, head size); return those to attend to (n, heads, width, ...)."""
+        """Store new keys and values (n, heads, T, head size); return the rows' first `width` ones."""
         stored = self._layer(layer_idx, key_states, value_states)
         for old, new in zip(stored, (key_states, value_states), strict=True):
             old[self._write_rows, :, self._positions] = new.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What can be told about a model folder without loading it: is it complete, undamaged and safe? Needs no torch."""
+"""What can be told about a model folder without loading it: is it complete, undamaged and safe?"""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def verify_checksums(folder: Path) -> None:
         if not file.exists():
             raise ModelError(f"{file}: no such file, but {sums} lists it")
         if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-            raise ModelError(f"{file}: SHA-256 differs from the one in {sums}: the file is damaged or was changed")
+            raise ModelError(f"{file}: its SHA-256 is not the one in {sums}: it is damaged or was changed")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -81,9 +81,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / str(name) for name in sorted(set(shards.values()))]
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if pickles:
-        raise ModelError(
-            f"{folder / pickles[0]}: pickled weights can run code and are refused; save the model as safetensors"
-        )
+        raise ModelError(f"{folder / pickles[0]}: pickled weights can run code; save it as safetensors")
     raise ModelError(f"{folder}: no weights; expected {WEIGHTS} or {INDEX}")
 
 

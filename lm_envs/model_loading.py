@@ -1,4 +1,4 @@
-"""Weights into memory: safetensors only, nothing missing, and checked to decode exactly; shared per process."""
+"""Weights into memory: safetensors only, nothing missing, checked to decode exactly, shared per process."""
 
 from __future__ import annotations
 
@@ -47,14 +47,15 @@ def load_model(path: str, *, device: torch.device, dtype: torch.dtype) -> PreTra
     """A frozen causal LM in evaluation mode, from safetensors, without remote code.
 
     Raises:
-        ModelError: naming path and file, if the weights cannot be read, lack something that the configuration asks
-            for, or hold layers that it does not.
+        ModelError: naming path and file, if the weights cannot be read, lack something that the configuration
+            asks for, or hold layers that it does not.
     """
     try:
         with _no_progress_bar():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path, use_safetensors=True, trust_remote_code=False, dtype=dtype, output_loading_info=True
             )
+        model, report = loaded
     except Exception as error:  # each file format and architecture raises its own
         raise ModelError(
             f"{path}: model.safetensors and config.json do not make a causal language model: {error}"
@@ -76,8 +77,8 @@ def load_model(path: str, *, device: torch.device, dtype: torch.dtype) -> PreTra
 def check_decoding(model: PreTrainedModel, path: str, *, vocab_size: int, context_length: int) -> None:
     """Compare, on a few tokens, every way in which this package runs the model with a plain forward pass.
 
-    Catches what a configuration does not tell: capped or scaled logits, recurrent state instead of a KV cache,
-    position biases that ignore position_ids, attention that looks ahead.
+    Catches what a configuration does not tell: capped or scaled logits, recurrent state instead of a KV
+    cache, position biases that ignore position_ids, attention that looks ahead.
 
     Raises:
         ModelError: naming path and architecture, if they differ.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ def check_sampling_arguments(temperature: float, top_k: int | None, top_p: float
     """Raise ValueError, naming argument, value and range, unless all three are valid."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
-    if top_k is not None and (isinstance(top_k, bool) or int(top_k) != top_k or top_k < 1):
+    if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
         raise ValueError(f"top_k must be None or an integer >= 1, got {top_k!r}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be None or in (0, 1], got {top_p!r}")
@@ -28,8 +29,8 @@ def filter_logits(
 ) -> Tensor:
     """Logits of the distribution that is sampled from: action mask, temperature, top-k, top-p, in this order.
 
-    top-k and top-p keep what the logits processors of Hugging Face transformers keep: ties with the k-th largest
-    logit stay; top-p keeps the smallest set of most probable tokens whose probability reaches top_p.
+    top-k and top-p keep what the logits processors of Hugging Face transformers keep: ties with the k-th
+    largest logit stay; top-p keeps the smallest set of most probable tokens whose probability reaches top_p.
 
     Args:
         logits: (B, V).
@@ -81,16 +82,18 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Draw one token per row from the filtered distribution, by inverting its cumulative distribution.
 
-    Inversion takes a fraction of `torch.multinomial`'s time on CPU at the vocabulary sizes of language models.
+    Inversion takes a fraction of `torch.multinomial`'s time on CPU at the vocabulary sizes of language
+    models.
 
     Args:
         logits: (B, V); the filter arguments are those of `filter_logits`.
-        generator: source of the uniform numbers (one per row), on the logits' device; None: torch's global one.
+        generator: source of the uniform numbers (one per row), on the logits' device; None: torch's global
+            one.
         deterministic: take the most probable token instead.
 
     Returns:
-        tokens (B,) int64, never one of zero probability, and their log-probs (B,) under the filtered distribution,
-        float32 or float64.
+        tokens (B,) int64, never one of zero probability, and their log-probs (B,) under the filtered
+        distribution, float32 or float64.
 
     Raises:
         FloatingPointError, ValueError: as `filter_logits`.

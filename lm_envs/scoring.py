@@ -1,11 +1,11 @@
-"""Parallel scoring: hidden states of whole rows, and log-probs of given tokens without a B x T x V tensor.
+"""Hidden states of whole rows, and log-probs of given tokens without ever keeping a B x T x V tensor.
 
 Shared by `LanguageModel.log_probs` (no gradient) and by policies that train (gradient through it).
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +15,23 @@ from torch.utils.checkpoint import checkpoint
 LOGITS_PER_CHUNK = 2**21
 
 
-def _base_model(model: nn.Module) -> nn.Module:
+def _causal_lm(model: Any) -> Any:
     """The causal LM inside a peft wrapper (whose adapters live inside its layers), or `model` itself."""
-    get_base_model = getattr(model, "get_base_model", None)
-    if get_base_model is None:
+    if not hasattr(model, "get_base_model"):
         return model
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise ValueError("model is a peft prompt-learning model: its virtual tokens would be lost; use LoRA")
-    return cast(nn.Module, get_base_model())
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError("model must not be a peft prompt-learning model: its virtual tokens would be lost")
+    return model.get_base_model()
 
 
 def trunk(model: nn.Module) -> nn.Module:
     """The base model without LM head, of a plain or peft-wrapped Hugging Face causal LM."""
-    base = _base_model(model)
-    return cast(nn.Module, getattr(base, base.base_model_prefix))  # type: ignore[arg-type]
+    return cast(nn.Module, _causal_lm(model).base_model)
 
 
 def head(model: nn.Module) -> nn.Module:
     """The LM head (hidden states (..., H) -> logits) of a plain or peft-wrapped Hugging Face causal LM."""
-    return cast(nn.Module, _base_model(model).get_output_embeddings())  # type: ignore[operator]
+    return cast(nn.Module, _causal_lm(model).get_output_embeddings())
 
 
 def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -66,8 +64,8 @@ def token_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs of `tokens` under softmax(head(hidden)[:, :vocab_size] / temperature).
 
-    Works through the rows in chunks; with gradients enabled, each chunk's logits are recomputed in the backward
-    pass, so that at no time more than one chunk of logits exists.
+    Works through the rows in chunks; with gradients enabled, each chunk's logits are recomputed in the
+    backward pass, so that at no time more than one chunk of logits exists.
 
     Args:
         head: maps (n, H) to logits (n, at least vocab_size).
@@ -75,7 +73,8 @@ def token_log_probs(
         tokens: (N,) int64 in [0, vocab_size).
         vocab_size: logits of ids from here on (padded embeddings) are left out.
         temperature: divides the logits; > 0.
-        action_mask: (N, V) or (V,) bool, False where a token is excluded. An excluded token has log-prob -inf.
+        action_mask: (N, V) or (V,) bool, False where a token is excluded. An excluded token has log-prob
+            -inf.
         with_entropy: also return the entropy of each row's distribution.
 
     Returns:
@@ -83,14 +82,14 @@ def token_log_probs(
 
     Raises:
         ValueError: temperature is not positive.
-        FloatingPointError: a row's logits hold NaN or +inf.
+        FloatingPointError: a row's logits hold NaN or +inf, or its mask excludes every token.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature!r}")
     if action_mask is not None:
         action_mask = action_mask.expand(len(tokens), vocab_size)
 
-    def score(hidden: Tensor, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def score(hidden: Tensor, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         logits = head(hidden)[:, :vocab_size]
         logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
         if mask is not None:
@@ -98,11 +97,11 @@ def token_log_probs(
         normalizer = logits.logsumexp(-1)
         log_probs = logits.gather(-1, tokens[:, None])[:, 0] - normalizer
         if not with_entropy:
-            return log_probs, None
+            return log_probs, normalizer
         probs = (logits - normalizer[:, None]).exp()
         # H = log Z - E[logit]; an excluded logit is -inf, and 0 * -inf would be NaN.
         finite = logits if mask is None else logits.masked_fill(~mask, 0.0)
-        return log_probs, normalizer - (probs * finite).sum(-1)
+        return log_probs, normalizer, normalizer - (probs * finite).sum(-1)
 
     rows = max(1, LOGITS_PER_CHUNK // vocab_size)
     recompute = torch.is_grad_enabled() and len(tokens) > rows
@@ -114,7 +113,10 @@ def token_log_probs(
             parts.append(checkpoint(score, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
             parts.append(score(*arguments))
-    log_probs = torch.cat([part[0] for part in parts])
-    if log_probs.isnan().any():
-        raise FloatingPointError("logits hold NaN or +inf: the model's weights or activations overflowed")
-    return log_probs, torch.cat([part[1] for part in parts]) if with_entropy else None
+    log_probs, normalizer, *entropy = (torch.cat(values) for values in zip(*parts, strict=True))
+    broken = ~normalizer.isfinite()
+    if broken.any():
+        raise FloatingPointError(
+            f"logits of rows {broken.nonzero()[:8, 0].tolist()} hold NaN or +inf, or exclude every token"
+        )
+    return log_probs, entropy[0] if entropy else None

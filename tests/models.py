@@ -1,4 +1,4 @@
-"""Tiny causal language models with random weights, built from a configuration and saved as any model would be."""
+"""Tiny causal language models with random weights, saved as any model would be."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ SENTENCES = (
     "Nobody knew why the garden was so quiet that day.",
 )
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -51,7 +53,8 @@ def save_tiny(
     seed: int = 0,
     **config: object,
 ) -> str:
-    """Save a random model of 2 layers and 16 hidden units with a tokenizer of at most 300 ids; return its folder.
+    """Save a random model of 2 layers and 16 hidden units with a tokenizer of at most 300 ids; return its
+    folder.
 
     Args:
         architecture: "gpt2", "llama" or "qwen2".
@@ -65,7 +68,9 @@ def save_tiny(
         seed: of the weights.
         config: overrides of the configuration.
     """
-    tokenizer = build_tokenizer(sentences, word_level, bos=bos, add_bos=add_bos, eos=eos, pad=pad, chat=chat)
+    tokenizer = build_tokenizer(
+        sentences, word_level=word_level, bos=bos, add_bos=add_bos, eos=eos, pad=pad, chat=chat
+    )
     model = build_model(architecture, len(tokenizer) + surplus_ids, seed=seed, **config).to(dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -73,8 +78,16 @@ def save_tiny(
 
 
 def build_tokenizer(
-    sentences: tuple[str, ...], word_level: bool, *, bos: bool, add_bos: bool, eos: bool, pad: bool, chat: bool
+    sentences: tuple[str, ...] = SENTENCES,
+    *,
+    word_level: bool = False,
+    bos: bool = True,
+    add_bos: bool = False,
+    eos: bool = True,
+    pad: bool = False,
+    chat: bool = False,
 ) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on the sentences; the arguments are those of `save_tiny`."""
     named = {"bos_token": "<bos>" if bos else None, "eos_token": "<eos>" if eos else None}
     named["pad_token"] = "<pad>" if pad else None
     special = [token for token in named.values() if token]

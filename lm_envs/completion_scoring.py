@@ -1,0 +1,104 @@
+"""Log-probs of whole completions: rows packed by length into few forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from lm_envs.scoring import head, hidden_states, token_log_probs
+
+# Tokens (with padding) of one forward pass; bounds its memory.
+TOKENS_PER_BATCH = 8192
+
+
+@torch.no_grad()
+def completion_log_probs(
+    model: PreTrainedModel,
+    contexts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    vocab_size: int,
+    context_length: int,
+    temperature: float = 1.0,
+) -> list[np.ndarray]:
+    """Log-prob of every completion token given all tokens before it.
+
+    Args:
+        model: the language model.
+        contexts: n lists of at least one token id.
+        completions: n lists of token ids, possibly empty.
+        vocab_size: ids and logits are those below it.
+        context_length: the most tokens of a context and its completion.
+        temperature: divides the logits; > 0.
+
+    Returns:
+        n arrays (len(completion),) in nats, float32 (float64 if the model is).
+
+    Raises:
+        ValueError: counts differ, a context is empty, a row is too long, an id is out of range; names the
+            index.
+    """
+    rows = _checked_rows(contexts, completions, vocab_size, context_length)
+    kind = np.float64 if model.dtype == torch.float64 else np.float32
+    results = [np.empty(0, kind) for _ in rows]
+    # The last token is only predicted, never put in.
+    lengths = np.array([len(row) - 1 for row in rows], np.int64)
+    starts = np.array([len(context) - 1 for context in contexts], np.int64)
+    for batch in _batches([i for i in range(len(rows)) if len(completions[i])], lengths):
+        columns = np.arange(lengths[batch].max())
+        real = columns < lengths[batch, None]
+        predicts = real & (columns >= starts[batch, None])
+        inputs = np.zeros(real.shape, np.int64)
+        inputs[real] = np.concatenate([rows[i][:-1] for i in batch])
+        targets = np.concatenate([rows[i][starts[i] + 1 :] for i in batch])
+        arrays = inputs, real.astype(np.int64), predicts, targets
+        ids, mask, chosen, tokens = (torch.from_numpy(array).to(model.device) for array in arrays)
+        hidden = hidden_states(model, ids, mask)[chosen]
+        scores, _ = token_log_probs(
+            head(model), hidden, tokens, vocab_size=vocab_size, temperature=temperature
+        )
+        ends = np.cumsum((lengths - starts)[batch])
+        for i, part in zip(batch, np.split(scores.cpu().numpy(), ends[:-1]), strict=True):
+            results[i] = part
+    return results
+
+
+def _batches(indices: list[int], lengths: np.ndarray) -> Iterator[list[int]]:
+    """Rows of similar length, at least one and otherwise at most TOKENS_PER_BATCH tokens with padding."""
+    batch: list[int] = []
+    for i in sorted(indices, key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[i] > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _checked_rows(
+    contexts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    vocab_size: int,
+    context_length: int,
+) -> list[np.ndarray]:
+    """Each context with its completion, (length,) int64."""
+    if len(contexts) != len(completions):
+        raise ValueError(f"got {len(contexts)} contexts but {len(completions)} completions")
+    rows = []
+    for i, (context, completion) in enumerate(zip(contexts, completions, strict=True)):
+        if len(context) == 0:
+            raise ValueError(f"contexts[{i}] is empty: the first token has nothing to be predicted from")
+        row = np.concatenate([np.asarray(context, np.int64), np.asarray(completion, np.int64)])
+        if len(row) > context_length:
+            raise ValueError(
+                f"contexts[{i}] + completions[{i}] is {len(row)} tokens; accepted: up to context_length = "
+                f"{context_length}"
+            )
+        if row.min() < 0 or row.max() >= vocab_size:
+            wrong = row[(row < 0) | (row >= vocab_size)][0]
+            raise ValueError(f"token id {wrong} in row {i}; accepted: 0 to {vocab_size - 1}")
+        rows.append(row)
+    return rows
