@@ -49,6 +49,8 @@ class Story:
         goal: What the hero wanted to do.
         thing: What the goal is about.
         obstacle: What got in the way.
+        nats: -log of the probability of the choices that made the story, of either split. Their mean is about
+            the entropy of the text (above it where different choices give the same words).
     """
 
     text: str
@@ -63,6 +65,7 @@ class Story:
     goal: str
     thing: str
     obstacle: str
+    nats: float
 
 
 def story(seed: int, split: Split = "train") -> Story:
@@ -91,6 +94,7 @@ def story(seed: int, split: Split = "train") -> Story:
 
     dice = Dice(2 * seed.__index__() + (split == "test"))
     while True:
+        dice.nats = 0.0
         facts, plot, obstacle = _cast(dice)
         if _split_of(facts, obstacle) == split:
             return _tell(facts, plot, obstacle, dice)
@@ -146,6 +150,7 @@ def _tell(facts: dict[str, str], plot: Plot, obstacle: Obstacle, dice: Dice) -> 
         goal=goal,
         thing=facts["thing"],
         obstacle=obstacle.name,
+        nats=dice.nats,
     )
 
 

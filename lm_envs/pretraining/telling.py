@@ -6,6 +6,7 @@ hash in pure Python integers, so that a seed means the same story with every ver
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -22,13 +23,18 @@ class Dice:
 
     Args:
         key: A 64-bit integer; the streams of different keys are unrelated.
+
+    Attributes:
+        nats: Information drawn so far, the sum of log(number of options) over the choices.
     """
 
     def __init__(self, key: int) -> None:
         self._state = _scramble(key & _MASK)
+        self.nats = 0.0
 
     def below(self, n: int) -> int:
         """An integer from 0 to `n - 1`, by multiplication: its bias is below n / 2^64."""
+        self.nats += math.log(n)
         self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
         return (_scramble(self._state) * n) >> 64
 
