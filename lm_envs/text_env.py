@@ -20,7 +20,97 @@ if TYPE_CHECKING:
 
 
 class TextGenEnv(gymnasium.Env):
-    """DOC"""
+    """Text generation, one token an action.
+
+    ## Description
+    The environment shows a prompt; each action writes one token behind it. A turn is over at the end-of-sequence
+    token (EOS), at a stop string or after `max_new_tokens`; then the task reads the completion, pays its reward
+    and either ends the episode or answers, and the next turn begins. Tasks of one turn are the usual case.
+
+    `TextGen-v0` is the task "continuation": continue a story opening so that the text turns out well and stays
+    fluent. Its model, prompts and reward are arguments (see below).
+
+    ## Observation space
+    `observation="tokens"`, a `Dict` of arrays over the context window (L = `context_length`), right-padded:
+
+    | Key               | Shape  | Dtype | Range  | Meaning                                               |
+    |-------------------|--------|-------|--------|-------------------------------------------------------|
+    | `input_ids`       | `(L,)` | int64 | 0..V-1 | prompt and completion; the model's pad token behind   |
+    | `attention_mask`  | `(L,)` | int8  | 0, 1   | 1 for a token, 0 for padding                          |
+    | `completion_mask` | `(L,)` | int8  | 0, 1   | 1 for the tokens that the agent wrote                 |
+
+    The first two are what a Hugging Face model takes; its next-token logits stand at the last attended position.
+
+    `observation="embedding"`, a `Box` of shape `(H+1,)`, float32: the language model's hidden state at the last
+    token, and the share of the turn's budget that is left (0..1). For MLP policies.
+
+    `observation="text"`, a `lm_envs.spaces.UnicodeText`: the context, decoded without special tokens.
+
+    ## Action space
+    `actions="token"`: `Discrete(V)`, a token id of the model's tokenizer.
+
+    `actions="top_k"`: `Discrete(top_k)`, one of the language model's most likely next tokens. They are in
+    `info["candidates"]`, `(top_k,)` int64, most likely first, at reset and after each step.
+
+    ## Rewards
+    The task's reward, one finite float paid on the token that ends a turn; 0 on all other tokens and where an
+    episode is truncated. "continuation" pays, unless `reward` is given,
+    `sentiment + fluency_weight * min(0, log_prob - fluency_threshold)`: VADER's compound score of the completion
+    (-1..1), and the mean log-probability of its tokens under the frozen model (nats). The parts are in
+    `info["reward_parts"]`.
+
+    When a turn is over, `info` holds `prompt`, `completion`, `finish_reason` ("eos", "stop", "length", or "task"
+    where a task ends the episode for a reason of its own), `prompt_tokens` (context before the turn),
+    `completion_tokens`, `turns` (turns of this episode up to now) and what the task adds.
+
+    ## Starting state
+    A prompt drawn by the task. `reset(seed=s)` fixes this and all later episodes; `reset()` begins the seed's next
+    episode. Every random draw is a hash of (seed, episode, step), so a slot of a vector environment goes the way
+    of a single environment with its seed. `options={"prompt": str}` sets the prompt, `{"task_index": int}` picks it.
+
+    ## Episode end
+    Terminated when the task says so ("continuation": after one turn). Truncated, without a reward for the turn, when
+    a token that does not end its turn fills the context window (`finish_reason` "length"); and, with the reward
+    for the turn, when a multi-turn task's answer leaves no room for another token (the answer is not shown then).
+
+    ## Arguments
+    | Name               | Type                 | Default          | Meaning                                     |
+    |--------------------|----------------------|------------------|---------------------------------------------|
+    | `task`             | str or `Task`        | `"continuation"` | the name of a task, or an own one           |
+    | `model`            | str or None          | `None`           | folder or hub id; None: the bundled model   |
+    | `max_new_tokens`   | int                  | `48`             | tokens that a turn may have                 |
+    | `stop`             | str or list of str   | `()`             | strings that end a turn; not in `completion` |
+    | `context_length`   | int or None          | `None`           | L, tokens; None: the model's                |
+    | `truncate_prompts` | bool                 | `False`          | cut long prompts at the front, not refuse   |
+    | `observation`      | str                  | `"tokens"`       | "tokens", "embedding" or "text"             |
+    | `actions`          | str                  | `"token"`        | "token" or "top_k"                          |
+    | `top_k`            | int                  | `50`             | number of candidates for "top_k"            |
+    | `chat`             | bool                 | `False`          | prompts go through the chat template        |
+    | `device`           | str                  | `"auto"`         | torch device of the language model          |
+    | `dtype`            | str                  | `"auto"`         | of its weights, e.g. "float64"              |
+    | `render_mode`      | str or None          | `None`           | "ansi", "human" or "rgb_array"              |
+    | `**task_kwargs`    |                      |                  | arguments of the named task                 |
+
+    Arguments of "continuation" (`lm_envs.tasks.continuation.Continuation`):
+
+    | Name                | Type                  | Default   | Meaning                                          |
+    |---------------------|-----------------------|-----------|--------------------------------------------------|
+    | `prompts`           | list, path or None    | `None`    | texts, .txt or .jsonl; None: generated openings  |
+    | `split`             | str                   | `"train"` | "train" or "test", of the generated openings     |
+    | `reward`            | callable or None      | `None`    | `reward(prompts, completions, **columns)`        |
+    | `fluency_weight`    | float                 | `0.5`     | reward per nat per token below the threshold     |
+    | `fluency_threshold` | float                 | `-1.5`    | nats per token                                   |
+
+    ## Vectorized use
+    `gymnasium.make_vec("TextGen-v0", num_envs=8)` makes a `TextGenVectorEnv`: one batch, the same episodes.
+
+    ## References
+    - Hutto and Gilbert, "VADER: A parsimonious rule-based model for sentiment analysis of social media text", 2014.
+    - Ziegler et al., "Fine-tuning language models from human preferences", 2019.
+
+    ## Version history
+    - v0: initial version (lm-envs 0.1.0).
+    """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 10}  # noqa: RUF012
 
@@ -62,7 +152,7 @@ class TextGenEnv(gymnasium.Env):
         self.observation_space = self._core.view.observation_space
         self.action_space = self._core.view.action_space
         self.render_mode = render_mode
-        self._renderer = Renderer(self._core, render_mode)
+        self._renderer = Renderer(self._core, render_mode, self.metadata["render_modes"])
 
     @property
     def task(self) -> Task:
@@ -108,7 +198,7 @@ class TextGenEnv(gymnasium.Env):
                 episodes.seed(self._slots, draw_keys(self.np_random, 1))
             episodes.begin(self._slots, checked)
             observation, info = self._look()
-        self._show()
+        self._renderer.show(0)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -131,7 +221,7 @@ class TextGenEnv(gymnasium.Env):
             result = episodes.step(token)
             observation, info = self._look()
         info = {**result.infos.get(0, {}), **info}
-        self._show()
+        self._renderer.show(0)
         return (
             observation,
             float(result.rewards[0]),
@@ -141,8 +231,8 @@ class TextGenEnv(gymnasium.Env):
         )
 
     def render(self) -> Any:
-        """What `render_mode` asks for: "ansi" a str, "rgb_array" (H, W, 3) uint8; "human" prints by itself."""
-        return None if self.render_mode == "human" else self._renderer.render(0)
+        """A str for "ansi", a (400, 800, 3) uint8 array for "rgb_array"; "human" prints by itself."""
+        return self._renderer.render(0)
 
     def clone_state(self, include_rng: bool = False) -> ClonedState:
         """The present state, for planners: cheap, opaque, only for this process (the LM cache comes along).
@@ -185,7 +275,3 @@ class TextGenEnv(gymnasium.Env):
             info["candidates"] = candidates[0].copy()
         observation = {key: value[0] for key, value in batch.items()} if isinstance(batch, dict) else batch[0]
         return observation, info
-
-    def _show(self) -> None:
-        if self.render_mode == "human":
-            self._renderer.render(0)

@@ -16,7 +16,6 @@ from lm_envs.options import check_options, check_reset_mask
 from lm_envs.rendering import Renderer
 from lm_envs.replay import pack_generator, unpack_generator
 from lm_envs.tasks import Task
-from lm_envs.text_env import TextGenEnv
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
@@ -37,14 +36,18 @@ class TextGenVectorEnv(VectorEnv):
         model: as in `TextGenEnv`.
         autoreset_mode: `AutoresetMode.NEXT_STEP` (default), `SAME_STEP` or `DISABLED`, or their values as str.
         max_episode_steps: tokens after which an episode is truncated, as by Gymnasium's `TimeLimit`; None: no limit.
-        render_mode: as in `TextGenEnv`; frames come as a tuple, one per slot.
+        render_mode: None, "ansi" or "rgb_array"; frames come as a tuple, one per slot.
         settings: the other arguments of `TextGenEnv`.
 
     Raises:
         ValueError, TypeError: as `TextGenEnv`.
     """
 
-    metadata = {**TextGenEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class TextGenVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.render_mode = render_mode
-        self._renderer = Renderer(self._core, render_mode)
+        self._renderer = Renderer(self._core, render_mode, self.metadata["render_modes"])
 
     @property
     def task(self) -> Task:
@@ -131,7 +134,6 @@ class TextGenVectorEnv(VectorEnv):
             observation, candidates = self._core.view.look(episodes.all_slots)
         infos: dict[str, Any] = {}
         self._add_candidates(infos, candidates, slots)
-        self._show()
         return observation, infos
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -173,13 +175,10 @@ class TextGenVectorEnv(VectorEnv):
         for slot in sorted(result.infos.keys() - set(again.tolist())):
             self._add_info(infos, result.infos[slot], slot)
         self._add_candidates(infos, candidates, episodes.all_slots)
-        self._show()
         return observation, rewards, terminated, truncated, infos
 
-    def render(self) -> tuple[Any, ...] | None:
-        """One frame per slot; None in "human" mode, which prints by itself."""
-        if self.render_mode == "human":
-            return None
+    def render(self) -> tuple[Any, ...]:
+        """One frame per slot, as `TextGenEnv.render` gives it."""
         return tuple(self._renderer.render(slot) for slot in range(self.num_envs))
 
     def clone_state(self, include_rng: bool = False) -> ClonedState:
@@ -236,8 +235,3 @@ class TextGenVectorEnv(VectorEnv):
         infos["candidates"] = np.zeros_like(candidates)
         infos["candidates"][slots] = candidates[slots]
         infos["_candidates"] = np.isin(self._core.episodes.all_slots, slots)
-
-    def _show(self) -> None:
-        if self.render_mode == "human":
-            for slot in range(self.num_envs):
-                self._renderer.render(slot)

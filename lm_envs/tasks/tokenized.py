@@ -73,7 +73,7 @@ class TokenizedTask:
     def stopped(self, tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Whether each running turn holds a stop string; see `TokenTask`."""
         rows = zip(tokens, starts, ends, strict=True)
-        return np.array([self._ends_in_stop(row[start:end]) for row, start, end in rows])
+        return np.array([self._ends_in_stop(row[start:end]) for row, start, end in rows], dtype=bool)
 
     def respond(self, states: np.ndarray, turns: Turns, dice: np.ndarray, slots: np.ndarray) -> Answers:
         """Answers n finished turns; see `TokenTask`."""
