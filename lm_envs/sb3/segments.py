@@ -1,0 +1,91 @@
+"""Segments: what a transformer has to read, once, to score many actions of one episode.
+
+A segment is what one slot wrote of one episode in one rollout: the context of its first observation, and all
+that was appended since. The context of every earlier observation is a prefix of it, so that one forward pass
+under a causal mask gives the hidden state before each of its actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lm_envs.scoring import head, hidden_states, token_log_probs
+
+
+class Segments(NamedTuple):
+    """A batch of S segments of at most T tokens, with N actions in them; the actions come separately."""
+
+    input_ids: Tensor  # (S, T) int64, right padded
+    attention_mask: Tensor  # (S, T) int64, 1 on tokens
+    positions: Tensor  # (N,) int64, index into (S * T): the last token of each action's context
+    action_mask: Tensor | None  # (N, V) bool, the actions allowed; None: all
+    rescored: bool  # the old log-probs were computed as `score` does, and not while decoding
+
+    @classmethod
+    def from_observation(cls, observation: Mapping[str, Tensor]) -> Segments:
+        """Observations (B, L) as B segments of one action each."""
+        lengths = observation["attention_mask"].long().sum(1)
+        width = int(lengths.max())
+        rows = torch.arange(len(lengths), device=lengths.device)
+        return cls(
+            input_ids=observation["input_ids"][:, :width].long(),
+            attention_mask=observation["attention_mask"][:, :width].long(),
+            positions=rows * width + lengths - 1,
+            action_mask=action_mask(observation),
+            rescored=True,
+        )
+
+    def to(self, device: torch.device) -> Segments:
+        """The same segments on another device."""
+        return Segments(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.positions.to(device),
+            None if self.action_mask is None else self.action_mask.to(device),
+            self.rescored,
+        )
+
+
+class Scores(NamedTuple):
+    """What a model says about N actions."""
+
+    hidden: Tensor  # (N, H) hidden state before each action
+    log_probs: Tensor  # (N,) nats, float32 or float64
+    entropy: Tensor | None  # (N,) nats
+
+
+def action_mask(observation: Mapping[str, Tensor]) -> Tensor | None:
+    """The observation's action mask (B, V) as bool, or None where the environment masks nothing."""
+    mask = observation.get("action_mask")
+    return None if mask is None else mask.bool()
+
+
+def score(
+    model: nn.Module,
+    segments: Segments,
+    actions: Tensor,
+    *,
+    vocab_size: int,
+    temperature: float,
+    with_entropy: bool = False,
+) -> Scores:
+    """Score actions (N,) int64 under softmax(logits / temperature), one forward pass for all segments.
+
+    Gradients flow as the caller's grad mode says. Only hidden states at actions meet the LM head, in chunks.
+    """
+    hidden = hidden_states(model, segments.input_ids, segments.attention_mask)
+    hidden = hidden.flatten(0, 1).index_select(0, segments.positions)
+    log_probs, entropy = token_log_probs(
+        head(model),
+        hidden,
+        actions,
+        vocab_size=vocab_size,
+        temperature=temperature,
+        action_mask=segments.action_mask,
+        with_entropy=with_entropy,
+    )
+    return Scores(hidden, log_probs, entropy)
