@@ -25,6 +25,7 @@ from lm_envs.rewards import RewardFunction, checked
 from lm_envs.rewards.base import check_texts, column_rows
 from lm_envs.rewards.checking import finite_float
 from lm_envs.tasks.base import Append, Completion, Feedback, Replace, Task
+from lm_envs.tasks.prompts import check_text
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
@@ -189,7 +190,7 @@ def _check_signature(reward: Any, columns: Mapping[str, Any]) -> None:
         signature.bind(prompts=[], completions=[], a_column_it_does_not_read=[], **columns)
     except TypeError as error:
         raise TypeError(
-            "a reward function is called as reward(prompts=..., completions=..., **columns) and has to accept "
+            "a reward function is called as reward(prompts=..., completions=..., **columns) and must accept "
             f"columns that it does not read; with the signature {signature}: {error}"
         ) from error
 
@@ -261,7 +262,7 @@ def _check_feedback(slot: int, completion: Completion, feedback: Any, model: Any
     if isinstance(feedback.context, Replace):
         _check_prompt(f"{where}: text of Replace", feedback.context.text, model)
     elif isinstance(feedback.context, Append):
-        _check_text(f"{where}: text of Append", feedback.context.text)
+        check_text(feedback.context.text, f"{where}: text of Append")
     elif feedback.context is not None:
         raise TypeError(f"{where}: context must be Append, Replace or None, got {feedback.context!r}")
 
@@ -276,18 +277,9 @@ def _check_state(where: str, state: Any, model: Any) -> None:
 
 
 def _check_prompt(where: str, prompt: Any, model: Any) -> None:
-    _check_text(where, prompt)
+    check_text(prompt, where)
     if not prompt and model.bos_token_id is None:
         raise ValueError(f"{where} is empty, and the model {model.name!r} has no BOS token to begin with")
-
-
-def _check_text(where: str, text: Any) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"{where} must be a str, got {text!r}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} cannot be encoded as UTF-8: {text!r}") from error
 
 
 def _completion(episode: _Episode, turn: int, model: Any) -> Completion:
@@ -295,7 +287,7 @@ def _completion(episode: _Episode, turn: int, model: Any) -> Completion:
     text = _COMPLETIONS[(episode.slot + turn) % len(_COMPLETIONS)]
     eos = [] if model.eos_token_id is None else [model.eos_token_id]
     token_ids = (*model.encode(text), *eos)
-    return Completion(text, token_ids, tuple(episode.context), "eos" if eos else "length")
+    return Completion(text, token_ids, tuple(episode.context), "eos" if eos else "length", episode.slot)
 
 
 def _length(completion: Completion) -> int:
@@ -304,6 +296,8 @@ def _length(completion: Completion) -> int:
 
 def _same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
     """Equality of plain data by content, numbers within a tolerance."""
+    if a is b:
+        return True
     if isinstance(a, numbers.Real) and isinstance(b, numbers.Real):
         near = math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
         return near or (math.isnan(a) and math.isnan(b))

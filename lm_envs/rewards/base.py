@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
-class RewardFunction(Protocol):
-    """Any callable that is a reward. As in TRL's `reward_funcs`, all arguments are passed by keyword.
-
-    A function that does not read the prompts may leave them to its `**columns`.
-    """
-
-    def __call__(self, *, prompts: list[str], completions: list[str], **columns: Any) -> Sequence[float]:
-        """Returns one finite float per completion. `columns` hold one entry per completion as well."""
+# `reward(prompts=[...], completions=[...], **columns)` -> one finite number per completion. As TRL does with
+# its `reward_funcs`, all arguments are passed by keyword, columns hold one entry per completion, and a
+# function names those that it reads: `def accuracy(completions, solution, **columns)`.
+RewardFunction: TypeAlias = Callable[..., Sequence[float]]
 
 
 class TextReward:

@@ -55,7 +55,7 @@ def scored(
         return [], {}
     if isinstance(reward, WeightedSum):
         parts = reward.parts(prompts, completions, slots=slots, **columns)
-        return reward.combine(parts), parts
+        return _floats(reward.combine(parts), _name(reward), completions, slots), parts
     try:
         values = reward(prompts=list(prompts), completions=list(completions), **columns)
     except Exception as error:

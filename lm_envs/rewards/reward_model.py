@@ -32,7 +32,7 @@ class RewardModel:
         output: "logit" or "probability".
         with_prompt: False scores the completion alone, as sentiment classifiers want it.
         batch_size: rows per forward pass.
-        device: "auto" (CUDA if there is one), or a torch device.
+        device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:N", "mps" or "xpu".
 
     Raises:
         ModelError: the folder is missing, damaged, unsafe, or has no classification head.
@@ -57,6 +57,10 @@ class RewardModel:
         if folder is not None:
             check_folder(folder)
         self.path = str(folder or path_or_hub_id)
+        if device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps", "xpu"):
+            raise ValueError(
+                f"device must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or 'xpu', got {device!r}"
+            )
         self.output = output
         self.with_prompt = with_prompt
         self.batch_size = whole_number("batch_size", batch_size, 1)
