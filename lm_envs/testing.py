@@ -128,11 +128,19 @@ def check_task(
     episodes = []
     for slot in range(len(_COMPLETIONS)):
         state = _check_start(task, slot, model)
-        episodes.append(_Episode(slot, state, model.encode_prompt(state.prompt)))
+        context = model.encode_prompt(state.prompt)
+        if len(context) >= model.context_length:
+            raise ValueError(
+                f"start: a prompt of {len(context)} tokens leaves no room in a context of "
+                f"{model.context_length}: {state.prompt!r:.60}"
+            )
+        episodes.append(_Episode(slot, state, context))
     for turn in range(max_turns):
         finished = {episode.slot: _completion(episode, turn, model) for episode in episodes}
-        # A full window cuts an episode short, whatever the task says.
-        episodes = [episode for episode in episodes if _length(finished[episode.slot]) < model.context_length]
+        # A full context cuts an episode short, whatever the task says.
+        episodes = [
+            episode for episode in episodes if _length(finished[episode.slot]) <= model.context_length
+        ]
         completions = [finished[episode.slot] for episode in episodes]
         feedbacks = _check_respond(task, episodes, completions, turn, tolerance) if episodes else []
         for episode, completion, feedback in zip(episodes, completions, feedbacks, strict=True):

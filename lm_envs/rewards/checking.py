@@ -97,9 +97,9 @@ class WeightedSum:
             try:
                 parts[name] = checked(reward, prompts, completions, slots=slots, **columns)
             except RewardError as error:
-                text = f"part {name!r}: {error}"
+                where = f"part {name!r}: {error}"
                 raise RewardError(
-                    text, slot=error.slot, text=error.text, value=error.value
+                    where, slot=error.slot, text=error.text, value=error.value
                 ) from error.__cause__
         return parts
 
