@@ -1,0 +1,63 @@
+"""`python -m agents evaluate`: a model's held-out reward, with interval, beside the untrained model's."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from agents import report
+from agents.metrics import story_auditor
+from agents.options import parse_env_kwargs
+from agents.play import Episode, Sampling, play
+from lm_envs.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Play held-out prompts with a model and report its reward, its parts, KL and text metrics."""
+
+    model: str | None = None
+    """Folder (a run's `model` folder, say) or hub id; None: the bundled model."""
+    reference: str | None = None
+    """The model that KL and paired difference are measured against; None: the bundled one."""
+    env: str = "TextGen-v0"
+    """Registered id of the environment."""
+    env_kwargs: str = '{"split": "test"}'
+    """Arguments of the environment, as JSON."""
+    episodes: int = 128
+    seed: int = 10_000
+    sampling: Sampling = field(default_factory=Sampling)
+    samples: int = 5
+    """Episodes to print."""
+    out: Path | None = None
+    """A JSON file for summaries and episodes."""
+
+    def __call__(self) -> None:
+        """Evaluates the model and the reference on the same prompts and prints both."""
+        before, after = (self.play(name) for name in (self.reference, self.model))
+        auditor = story_auditor() if self.env == "TextGen-v0" else None
+        columns = {"reference": report.summarize(before, auditor), "model": report.summarize(after, auditor)}
+        difference = report.paired_difference(before, after)
+        console = Console()
+        console.print(report.summary_table(f"{self.env}, {self.episodes} prompts", columns))
+        console.print("reward, paired difference:", report.cell(difference))
+        console.print(report.sample_table(before, after, self.samples))
+        if self.out is not None:
+            episodes = {"reference": before, "model": after}
+            rows = {name: [dataclasses.asdict(e) for e in played] for name, played in episodes.items()}
+            report.write_json(self.out, columns | {"paired_difference": difference, "episodes": rows})
+
+    def play(self, name: str | None) -> list[Episode]:
+        """One episode per slot of the model called `name`."""
+        return play(
+            LanguageModel.load(name).decoder(self.episodes),
+            LanguageModel.load(self.reference).decoder(self.episodes),
+            self.env,
+            sampling=self.sampling,
+            seed=self.seed,
+            env_kwargs=parse_env_kwargs(self.env_kwargs),
+            progress=f"playing {name or 'the bundled model'}",
+        )

@@ -1,0 +1,129 @@
+"""Whole episodes of a language model on a registered environment, with the KL to a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lm_envs.decoding import Decoder
+from lm_envs.sampling import filter_logits, sample
+from lm_envs.sb3 import make_vec_env
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: softmax temperature, top-k and top-p (nucleus) cuts, or greedily."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    greedy: bool = False
+
+    def draw(
+        self, logits: torch.Tensor, generator: torch.Generator, action_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids (B,) int64 and their log-probs (B,) under this distribution, from logits (B, V)."""
+        return sample(
+            logits,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            action_mask=action_mask,
+            generator=generator,
+            deterministic=self.greedy,
+        )
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode: texts, what it was paid, and how far its tokens are from the reference's.
+
+    Attributes:
+        kl: sum over the agent's tokens of log pi - log reference, in nats; its mean over episodes estimates
+            the KL divergence. pi is the model at temperature 1, whatever the sampling was.
+    """
+
+    prompt: str
+    completion: str
+    reward: float
+    kl: float
+    tokens: int
+    finish_reason: str
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+
+
+def play(
+    decoder: Decoder,
+    reference: Decoder,
+    env_id: str,
+    *,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    env_kwargs: Mapping[str, Any] | None = None,
+    progress: str | None = None,
+) -> list[Episode]:
+    """Plays one episode in each of the decoder's slots.
+
+    Slot i's prompt depends on `seed + i` alone, so two models that are played with the same seed meet the
+    same prompts, row by row: their rewards can be compared in pairs.
+
+    Args:
+        decoder: of the model that acts, B slots.
+        reference: of the model that the KL is measured against, B slots.
+        env_id: a registered id with `observation="tokens"` and `actions="token"`.
+        sampling: how tokens are drawn.
+        seed: of prompts and of sampling.
+        env_kwargs: arguments of the environment.
+        progress: label of a progress bar over finished episodes; None shows none.
+
+    Returns:
+        B episodes, in slot order.
+    """
+    slots = decoder.num_slots
+    generator = torch.Generator(decoder.hidden.device).manual_seed(seed)
+    env = make_vec_env(env_id, slots, seed=seed, **(env_kwargs or {}))
+    episodes: dict[int, Episode] = {}
+    kl = np.zeros(slots)
+    observation: Any = env.reset()
+    with tqdm(total=slots, desc=progress, disable=progress is None, leave=False) as bar:
+        while len(episodes) < slots:
+            lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)
+            mask = observation.get("action_mask")
+            action_mask = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)
+            for player in (decoder, reference):
+                player.advance(observation["input_ids"], lengths)
+            logits = decoder.logits()
+            actions, _ = sampling.draw(logits, generator, action_mask)
+            kl += log_prob(logits, actions, action_mask) - log_prob(reference.logits(), actions, action_mask)
+            observation, _, dones, infos = env.step(actions.cpu().numpy())
+            for slot in np.flatnonzero(dones).tolist():
+                if slot not in episodes:
+                    episodes[slot] = finished(infos[slot], kl[slot])
+                    bar.update()
+            kl[dones] = 0.0
+    env.close()
+    return [episodes[slot] for slot in range(slots)]
+
+
+def finished(info: Mapping[str, Any], kl: float) -> Episode:
+    """The episode that the last step's info tells of."""
+    return Episode(
+        prompt=info["prompt"],
+        completion=info["completion"],
+        reward=info["episode"]["r"],
+        kl=float(kl),
+        tokens=info["episode"]["l"],
+        finish_reason=info["finish_reason"],
+        reward_parts={name: float(part) for name, part in info.get("reward_parts", {}).items()},
+    )
+
+
+def log_prob(logits: torch.Tensor, tokens: torch.Tensor, action_mask: torch.Tensor | None) -> np.ndarray:
+    """log-probs (B,) of `tokens` (B,) under the temperature-1 distribution of `logits` (B, V)."""
+    logits = filter_logits(logits, action_mask=action_mask)
+    return torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0].double().cpu().numpy()

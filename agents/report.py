@@ -1,0 +1,123 @@
+"""What a run shows a person: before and after in numbers, samples side by side, the learning curve."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agents.metrics import Auditor, mean_interval, text_metrics
+from agents.play import Episode
+
+
+def summarize(episodes: Sequence[Episode], auditor: Auditor | None = None) -> dict[str, Any]:
+    """Means with 95% intervals of reward, its parts and KL, and the text metrics, as plain JSON values."""
+    names = sorted({name for episode in episodes for name in episode.reward_parts})
+    columns = {"reward": [e.reward for e in episodes]}
+    columns |= {name: [e.reward_parts.get(name, 0.0) for e in episodes] for name in names}
+    columns |= {"kl": [e.kl for e in episodes], "tokens": [float(e.tokens) for e in episodes]}
+    summary: dict[str, Any] = {name: vars(mean_interval(values)) for name, values in columns.items()}
+    completions = [e.completion for e in episodes]
+    summary |= text_metrics(completions)
+    if auditor is not None:
+        summary["auditor_perplexity"] = auditor.perplexity([e.prompt for e in episodes], completions)
+    return summary
+
+
+def paired_difference(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, float]:
+    """Mean and 95% interval of reward after - reward before on the same prompts."""
+    return vars(mean_interval([b.reward - a.reward for a, b in zip(before, after, strict=True)]))
+
+
+def summary_table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per measure, one column per summary; intervals are printed as `mean [low, high]`."""
+    table = Table(title=title)
+    table.add_column("measure")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for measure in next(iter(columns.values())):
+        table.add_row(measure, *(cell(summary.get(measure)) for summary in columns.values()))
+    return table
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return "-" if value is None else f"{value:.3f}"
+
+
+def sample_table(before: Sequence[Episode], after: Sequence[Episode], count: int = 5) -> Table:
+    """The first `count` prompts with both completions side by side."""
+    table = Table(title="The same held-out prompts, before and after", show_lines=True)
+    for name in ("prompt", "before", "after"):
+        table.add_column(name, ratio=1, overflow="fold")
+    for a, b in list(zip(before, after, strict=True))[:count]:
+        cells = [a.prompt, *(f"{e.completion.strip()}\nreward {e.reward:+.2f}" for e in (a, b))]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON to a temporary name, then renames it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def print_and_save(path: Path, *parts: Any) -> None:
+    """Prints rich renderables, and writes the same as plain text to `path`."""
+    Console().print(*parts, sep="\n")
+    with path.open("w", encoding="utf-8") as file:
+        Console(file=file, width=140).print(*parts, sep="\n")
+
+
+def plot_learning_curve(
+    logs: Sequence[Path], target: Path, evaluations: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Draws reward, KL and the most common 4-gram's share against environment steps.
+
+    Args:
+        logs: SB3's `progress.csv` files, one a session of the run.
+        target: the PNG to write.
+        evaluations: held-out reward summaries (`mean`, `low`, `high`) by number of steps.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for log in logs for row in csv.DictReader(log.read_text(encoding="utf-8").splitlines())]
+    rows.sort(key=lambda row: float(row["time/total_timesteps"] or 0))
+    panels = {
+        "reward per episode": "rollout/ep_rew_mean",
+        "KL to the base model (nats / episode)": "kl/per_episode",
+        "texts sharing one 4-gram": "text/common_4gram",
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), constrained_layout=True)
+    for axis, (label, column) in zip(axes, panels.items(), strict=True):
+        points = np.array(
+            [(float(r["time/total_timesteps"]), float(r[column])) for r in rows if r.get(column)], dtype=float
+        )
+        if len(points):
+            axis.plot(*points.T, color="tab:blue", linewidth=1.2, label="training rollouts")
+        axis.set(xlabel="environment steps (tokens)", title=label)
+        axis.grid(alpha=0.3)
+    for steps, reward in evaluations.items():
+        error = [[reward["mean"] - reward["low"]], [reward["high"] - reward["mean"]]]
+        axes[0].errorbar([steps], [reward["mean"]], yerr=error, fmt="o", color="tab:orange", capsize=4)
+    axes[0].errorbar([], [], fmt="o", color="tab:orange", label="held-out prompts, 95% interval")
+    axes[0].legend(fontsize=8)
+    axes[2].set_ylim(0, 1)
+    axes[2].axhline(0.3, color="tab:red", linestyle="--", linewidth=0.8)
+    temporary = target.with_name("." + target.name)
+    figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+    os.replace(temporary, target)

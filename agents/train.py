@@ -1,0 +1,256 @@
+"""`python -m agents train`: stock SB3 PPO or A2C on a token environment, and a report to check."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from agents import report
+from agents.metrics import story_auditor
+from agents.monitor import TextMonitor
+from agents.options import parse_env_kwargs
+from agents.play import Episode, play
+from lm_envs.decoding import Decoder
+from lm_envs.language_model import LanguageModel
+from lm_envs.sb3 import (
+    EpisodeRolloutBuffer,
+    KLCallback,
+    TransformerPolicy,
+    load_checkpoint,
+    make_vec_env,
+    save_checkpoint,
+)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a transformer on a text environment with stable-baselines3."""
+
+    env: str = "TextGen-v0"
+    """Registered id of the environment."""
+    algo: Literal["ppo", "a2c"] = "ppo"
+    """The stable-baselines3 algorithm."""
+    model: str | None = None
+    """Folder or hub id of the causal language model; None: the bundled one."""
+    total_timesteps: int = 200_000
+    """Environment steps (tokens) to train for, in this call."""
+    n_envs: int = 64
+    """Slots of the vector environment."""
+    n_steps: int = 48
+    """Steps of each slot in a rollout."""
+    batch_size: int = 768
+    """Transitions of a minibatch (PPO); whole episodes are packed up to about that many."""
+    n_epochs: int = 2
+    """Passes over each rollout (PPO)."""
+    learning_rate: float = 2e-4
+    clip_range: float = 0.2
+    """PPO's clip range."""
+    gae_lambda: float = 0.95
+    ent_coef: float = 0.0
+    kl_coef: float = 0.1
+    """Coefficient of the per-token KL penalty against the untrained model, in reward per nat."""
+    kl_target: float | None = None
+    """Nats per episode that an adaptive coefficient steers to; None: the coefficient is fixed."""
+    freeze_layers: int = 0
+    """Lowest transformer layers that are not trained."""
+    lora_rank: int | None = None
+    """Train LoRA adapters of this rank instead of all weights."""
+    env_kwargs: str = "{}"
+    """Arguments of the environment, as JSON: '{"max_new_tokens": 32}'."""
+    eval_kwargs: str | None = None
+    """Arguments that differ in evaluation, as JSON, such as '{"prompts": "held_out.txt"}'.
+    None: the test split; with prompts of your own, those same prompts."""
+    seed: int = 0
+    out: Path = Path("runs/textgen")
+    """Folder of the run."""
+    overwrite: bool = False
+    """Replace an existing run in `out`."""
+    resume: bool = False
+    """Continue the run in `out`: its own settings hold, `total_timesteps` more."""
+    checkpoint_every: int = 20
+    """Rollouts between two checkpoints."""
+    eval_episodes: int = 128
+    """Held-out prompts played before and after."""
+    stop_on_collapse: bool = False
+    """Stop, rather than warn, when one 4-gram stands in more than 30% of the completions."""
+    wandb: bool = False
+    """Log to Weights & Biases as well."""
+
+    def __call__(self) -> None:
+        """Trains, evaluates on held-out prompts before and after, and writes the run folder."""
+        run = Run.resume(self) if self.resume else Run.start(self)
+        run.train()
+
+
+class Checkpointer(BaseCallback):
+    """Saves a checkpoint every `every` rollouts, at a rollout boundary: resuming from it is exact."""
+
+    def __init__(self, learner: OnPolicyAlgorithm, folder: Path, every: int) -> None:
+        super().__init__()
+        self.learner, self.folder, self.every, self._rollouts = learner, folder, every, 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self._rollouts and self._rollouts % self.every == 0:
+            save_checkpoint(self.learner, self.folder)
+        self._rollouts += 1
+
+
+@dataclass
+class Run:
+    """A training run and its folder."""
+
+    settings: Train
+    steps: int
+    model: OnPolicyAlgorithm
+    before: list[Episode]
+
+    @classmethod
+    def start(cls, settings: Train) -> Run:
+        """A new run; its untrained model is evaluated first."""
+        if settings.out.exists():
+            if not settings.overwrite:
+                sys.exit(f"{settings.out} exists: continue it with --resume, or replace it with --overwrite")
+            shutil.rmtree(settings.out)
+        env_kwargs = parse_env_kwargs(settings.env_kwargs)
+        env = make_vec_env(
+            settings.env, settings.n_envs, seed=settings.seed, model=settings.model, **env_kwargs
+        )
+        policy_kwargs: dict[str, Any] = {"model": settings.model, "freeze_layers": settings.freeze_layers}
+        if settings.lora_rank is not None:
+            policy_kwargs["lora"] = {"r": settings.lora_rank}
+        shared: dict[str, Any] = dict(
+            n_steps=settings.n_steps,
+            learning_rate=settings.learning_rate,
+            gamma=1.0,
+            gae_lambda=settings.gae_lambda,
+            ent_coef=settings.ent_coef,
+            normalize_advantage=False,  # the buffer whitens the whole rollout
+            rollout_buffer_class=EpisodeRolloutBuffer,
+            policy_kwargs=policy_kwargs,
+            seed=settings.seed,
+        )
+        model: OnPolicyAlgorithm
+        if settings.algo == "ppo":
+            model = PPO(
+                TransformerPolicy,
+                env,
+                batch_size=settings.batch_size,
+                n_epochs=settings.n_epochs,
+                clip_range=settings.clip_range,
+                **shared,
+            )
+        else:
+            model = A2C(TransformerPolicy, env, **shared)
+        settings.out.mkdir(parents=True)
+        report.write_json(
+            settings.out / "settings.json", dataclasses.asdict(settings) | {"out": str(settings.out)}
+        )
+        run = cls(settings, settings.total_timesteps, model, [])
+        run.before = run.evaluate("evaluating the untrained model")
+        report.write_json(settings.out / "before.json", [dataclasses.asdict(e) for e in run.before])
+        return run
+
+    @classmethod
+    def resume(cls, asked: Train) -> Run:
+        """The run in `asked.out`, at its newest checkpoint."""
+        try:
+            stored = json.loads((asked.out / "settings.json").read_text(encoding="utf-8"))
+            before = json.loads((asked.out / "before.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            sys.exit(f"nothing to resume in {asked.out}: {error.filename} is missing")
+        settings = Train(**(stored | {"out": asked.out}))
+        model = load_checkpoint(asked.out / "checkpoint")
+        return cls(settings, asked.total_timesteps, model, [Episode(**episode) for episode in before])
+
+    def train(self) -> None:
+        """Learns for `steps` more steps, then writes checkpoint, model, curve, samples and evaluation."""
+        out, settings = self.settings.out, self.settings
+        if settings.wandb:
+            import wandb
+
+            wandb.init(project="lm-envs", dir=out, config=dataclasses.asdict(settings), sync_tensorboard=True)
+        self.model.set_logger(configure(str(out / f"log_{self.model.num_timesteps}"), ["csv", "tensorboard"]))
+        monitor = TextMonitor(stop_on_collapse=settings.stop_on_collapse)
+        callbacks = CallbackList(
+            [
+                KLCallback(kl_coef=settings.kl_coef, target=settings.kl_target),
+                monitor,
+                Checkpointer(self.model, out / "checkpoint", settings.checkpoint_every),
+            ]
+        )
+        started = time.perf_counter()
+        self.model.learn(self.steps, callback=callbacks, reset_num_timesteps=False, progress_bar=True)
+        minutes = (time.perf_counter() - started) / 60
+        save_checkpoint(self.model, out / "checkpoint")
+        self.policy.save_pretrained(out / "model")
+        self._report(self.evaluate("evaluating the trained model"), minutes, monitor.collapsed)
+
+    @property
+    def policy(self) -> TransformerPolicy:
+        """The policy in training."""
+        return self.model.policy  # type: ignore[return-value]
+
+    def evaluate(self, label: str) -> list[Episode]:
+        """One episode on each held-out prompt, sampled at temperature 1."""
+        settings = self.settings
+        env_kwargs = parse_env_kwargs(settings.env_kwargs)
+        if settings.eval_kwargs is not None:
+            env_kwargs |= parse_env_kwargs(settings.eval_kwargs)
+        elif "prompts" not in env_kwargs:
+            env_kwargs["split"] = "test"
+        base = LanguageModel.load(settings.model)
+        size = {"vocab_size": base.vocab_size, "context_length": base.context_length}
+        return play(
+            Decoder(self.policy.model, settings.eval_episodes, **size),
+            base.decoder(settings.eval_episodes),
+            settings.env,
+            seed=10_000,
+            env_kwargs={"model": settings.model, **env_kwargs},
+            progress=label,
+        )
+
+    def _report(self, after: list[Episode], minutes: float, collapsed: str | None) -> None:
+        out, settings = self.settings.out, self.settings
+        auditor = story_auditor() if settings.env == "TextGen-v0" and settings.model is None else None
+        columns = {
+            "before": report.summarize(self.before, auditor),
+            "after": report.summarize(after, auditor),
+        }
+        difference = report.paired_difference(self.before, after)
+        steps = self.model.num_timesteps
+        report.write_json(
+            out / "evaluation.json",
+            columns
+            | {"paired_difference": difference, "steps": steps, "minutes": minutes, "collapsed": collapsed},
+        )
+        report.plot_learning_curve(
+            sorted(out.glob("log_*/progress.csv")),
+            out / "learning_curve.png",
+            {0: columns["before"]["reward"], steps: columns["after"]["reward"]},
+        )
+        title = f"{settings.env}: {len(after)} prompts before and after {steps} steps ({minutes:.1f} minutes)"
+        parts: list[Any] = [report.sample_table(self.before, after), report.summary_table(title, columns)]
+        parts.append(f"reward after - before, same prompts: {report.cell(difference)}")
+        if collapsed:
+            parts.append(f"WARNING, collapse: {collapsed}")
+        report.print_and_save(out / "report.txt", *parts)
+        print(
+            f"learning curve   {out / 'learning_curve.png'}\n"
+            f"model            {out / 'model'}  (a Hugging Face folder)\n"
+            f"checkpoint       {out / 'checkpoint'}\n"
+            f"continue with    python -m agents train --resume --out {out} --total-timesteps {self.steps}"
+        )
