@@ -215,7 +215,7 @@ def test_atomic_undoes_steps_and_resets() -> None:
     for each in (episodes, untouched):
         each.begin(each.all_slots)
         each.step(np.full(NUM_SLOTS, 3))
-    with pytest.raises(KeyboardInterrupt), episodes.atomic():
+    with pytest.raises(KeyboardInterrupt), episodes.atomic():  # noqa: PT012
         episodes.step(np.full(NUM_SLOTS, EOS))
         episodes.begin(np.array([1]), {"prompt": "key"})
         raise KeyboardInterrupt

@@ -8,11 +8,8 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import data_equivalence
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode
 from tasks import Board, Dialogue
-
-from lm_envs.tasks import Completion, Feedback
-from lm_envs.vector_env import TextGenVectorEnv
 
 NUM_ENVS = 3
 

@@ -1,0 +1,210 @@
+"""What every environment promises, played over whole episodes: all registered ids, and two multi-turn tasks.
+
+An id that cannot be built fails here; none is skipped.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
+from tasks import Board, Dialogue
+
+import lm_envs
+from lm_envs.registration import ENVIRONMENTS
+
+CASES = [*ENVIRONMENTS, "append", "replace"]
+AUTORESET_MODES = list(AutoresetMode)
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest, tiny_gpt2: str) -> tuple[str, dict[str, Any]]:
+    """An id and the arguments to make it with: a registered id gets none of its own."""
+    if request.param in ENVIRONMENTS:
+        return request.param, {"max_new_tokens": 8}
+    task = {"append": Dialogue, "replace": Board}[request.param]()
+    return "TextGen-v0", {"task": task, "model": tiny_gpt2, "max_new_tokens": 5}
+
+
+def play(env: gymnasium.Env, episodes: int, seed: int) -> list[Any]:
+    """Plays whole episodes with actions of a seed; returns everything that the environment said."""
+    rng = np.random.default_rng(seed)
+    log = []
+    for episode in range(episodes):
+        log.append(env.reset(seed=seed if episode == 0 else None))
+        over = False
+        while not over:
+            log.append(env.step(int(rng.integers(env.action_space.n))))
+            over = log[-1][2] or log[-1][3]
+    return log
+
+
+def test_gymnasium_check_env(case: tuple[str, dict[str, Any]]) -> None:
+    check_env(gymnasium.make(case[0], **case[1]).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("render_mode", ["ansi", "human", "rgb_array"])
+def test_gymnasium_check_env_with_rendering(case: tuple[str, dict[str, Any]], render_mode: str) -> None:
+    check_env(gymnasium.make(case[0], render_mode=render_mode, **case[1]).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("mode", [{}, {"observation": "embedding", "actions": "top_k", "top_k": 4}])
+def test_sb3_check_env(case: tuple[str, dict[str, Any]], mode: dict[str, Any]) -> None:
+    sb3_check_env(gymnasium.make(case[0], **case[1], **mode), warn=not mode)
+
+
+@pytest.mark.parametrize("observation", ["tokens", "embedding", "text"])
+def test_whole_episodes(case: tuple[str, dict[str, Any]], observation: str) -> None:
+    """Same seed, same episodes; another seed, others; observations in the space; finite rewards where paid."""
+    env_id, kwargs = case
+    logs = []
+    for seed in (1, 1, 2):
+        env = gymnasium.make(env_id, observation=observation, **kwargs)
+        logs.append(play(env, 4, seed))
+        assert all(env.observation_space.contains(entry[0]) for entry in logs[-1])
+    assert data_equivalence(logs[0], logs[1])
+    assert not data_equivalence(logs[0], logs[2])
+    for entry in logs[0]:
+        if len(entry) == 5:
+            _, reward, terminated, truncated, info = entry
+            assert type(reward) is float
+            assert np.isfinite(reward)
+            assert type(terminated) is type(truncated) is bool
+            assert not terminated or info["finish_reason"] in ("eos", "stop", "length", "task")
+            if "finish_reason" not in info:  # in the middle of a turn
+                assert reward == 0.0
+                assert not terminated
+
+
+def test_observations_are_fresh_arrays(case: tuple[str, dict[str, Any]]) -> None:
+    env = gymnasium.make(case[0], **case[1]).unwrapped
+    first, _ = env.reset(seed=0)
+    kept = {key: value.copy() for key, value in first.items()}
+    second = env.step(3)[0]
+    assert data_equivalence(first, kept)
+    for value in second.values():
+        value[:] = 1
+    assert not data_equivalence(env.step(3)[0], second)
+
+
+def test_spec_pickles_and_makes_the_same_environment(case: tuple[str, dict[str, Any]]) -> None:
+    env = gymnasium.make(case[0], **case[1])
+    again = gymnasium.make(pickle.loads(pickle.dumps(env.spec)))
+    assert again.observation_space == env.observation_space
+    assert data_equivalence(play(env, 1, 5), play(again, 1, 5))
+
+
+@pytest.mark.parametrize("mode", AUTORESET_MODES)
+def test_vector_environment_equals_single_environments(
+    case: tuple[str, dict[str, Any]], mode: AutoresetMode
+) -> None:
+    """Slot by slot, in a rollout that the test does by hand from single environments."""
+    env_id, kwargs = case
+    num_envs, steps = 3, 25
+    vector = gymnasium.make_vec(env_id, num_envs, autoreset_mode=mode, **kwargs)
+    assert vector.metadata["autoreset_mode"] == mode
+    assert vector.spec is not None
+    singles = [gymnasium.make(env_id, **kwargs) for _ in range(num_envs)]
+    observation, _ = vector.reset(seed=9)
+    for slot, env in enumerate(singles):
+        assert data_equivalence(row(observation, slot), env.reset(seed=9 + slot)[0])
+    over = np.zeros(num_envs, bool)
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        if mode == AutoresetMode.DISABLED and over.any():
+            observation, _ = vector.reset(options={"reset_mask": over})
+            for slot in np.flatnonzero(over):
+                assert data_equivalence(row(observation, slot), singles[slot].reset()[0])
+            over[:] = False
+        actions = rng.integers(vector.single_action_space.n, size=num_envs)
+        observation, rewards, terminated, truncated, infos = vector.step(actions)
+        for slot, env in enumerate(singles):
+            if over[slot] and mode == AutoresetMode.NEXT_STEP:
+                expected: Any = (env.reset()[0], 0.0, False, False)
+            else:
+                expected = env.step(int(actions[slot]))[:4]
+                if mode == AutoresetMode.SAME_STEP and (expected[2] or expected[3]):
+                    assert data_equivalence(infos["final_obs"][slot], expected[0])
+                    expected = (env.reset()[0], *expected[1:])
+            assert data_equivalence(row(observation, slot), expected[0])
+            # A language model may have had its part in the reward: batches round differently.
+            assert rewards[slot] == pytest.approx(expected[1], abs=1e-5)
+            assert (terminated[slot], truncated[slot]) == expected[2:]
+        over = terminated | truncated
+
+
+def row(observation: dict[str, np.ndarray], slot: int) -> dict[str, np.ndarray]:
+    return {key: value[slot] for key, value in observation.items()}
+
+
+def make_factory(env_id: str, kwargs: dict[str, Any]) -> Callable[[], gymnasium.Env]:
+    return lambda: gymnasium.make(f"lm_envs:{env_id}", **kwargs)
+
+
+def check_async(env_id: str, kwargs: dict[str, Any]) -> None:
+    workers = AsyncVectorEnv(
+        [make_factory(env_id, kwargs)] * 2, shared_memory="observation" not in kwargs, context="forkserver"
+    )
+    try:
+        vector = gymnasium.make_vec(env_id, 2, **kwargs)
+        assert data_equivalence(workers.reset(seed=3), vector.reset(seed=3))
+        rng = np.random.default_rng(0)
+        # Steps 1 to 3 end no episode: after one, AsyncVectorEnv without shared memory is not comparable.
+        for _ in range(3):
+            actions = rng.integers(vector.single_action_space.n, size=2)
+            assert data_equivalence(workers.step(actions), vector.step(actions))
+    finally:
+        workers.close()
+
+
+def test_async_vector_env_in_subprocesses(case: tuple[str, dict[str, Any]]) -> None:
+    check_async(*case)
+
+
+def test_async_vector_env_with_text_observations(tiny_gpt2: str) -> None:
+    check_async("TextGen-v0", {"task": Dialogue(), "model": tiny_gpt2, "observation": "text"})
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_sb3_subprocesses(env_id: str) -> None:
+    """One worker only: it takes seconds to import torch."""
+    kwargs = {"max_new_tokens": 8}
+    workers = SubprocVecEnv([make_factory(env_id, kwargs)], start_method="forkserver")
+    try:
+        workers.seed(3)
+        observation: Any = workers.reset()
+        single, _ = gymnasium.make(env_id, **kwargs).reset(seed=3)
+        assert data_equivalence(row(observation, 0), single)
+        dones = 0
+        for _ in range(10):
+            _, rewards, done, _ = workers.step(np.zeros(1, np.int64))
+            assert np.isfinite(rewards).all()
+            dones += done.sum()
+        assert dones
+    finally:
+        workers.close()
+
+
+def test_import_registers_without_torch() -> None:
+    code = (
+        "import sys, gymnasium, lm_envs, importlib; importlib.reload(lm_envs);"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules;"
+        "assert all(env_id in gymnasium.registry for env_id in lm_envs.registration.ENVIRONMENTS)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_registering_again_keeps_what_is_registered() -> None:
+    before = dict(gymnasium.registry)
+    lm_envs.register_all()
+    assert gymnasium.registry == before
