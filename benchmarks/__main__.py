@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput`."""
+"""`python -m benchmarks throughput | episode`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import tyro
 
 def main() -> None:
     """Parses the command line and runs one benchmark."""
+    from benchmarks.episode import EpisodePicture
     from benchmarks.throughput import Throughput
 
-    tyro.extras.subcommand_cli_from_dict({"throughput": Throughput}, prog="python -m benchmarks")()
+    tyro.extras.subcommand_cli_from_dict(
+        {"throughput": Throughput, "episode": EpisodePicture}, prog="python -m benchmarks"
+    )()
 
 
 if __name__ == "__main__":
