@@ -253,11 +253,10 @@ class Decoder:
         # One token a row is limited by reading the cache: with most slots involved, running all of them on
         # views is cheaper than gathering some. A longer block is limited by arithmetic: idle rows would cost.
         every = len(slots) == self.num_slots or (block.shape[1] == 1 and 2 * len(slots) >= self.num_slots)
+        plan = np.column_stack([starts, counts, block])
         if every:
-            plan = np.zeros((self.num_slots, 2 + block.shape[1]), np.int64)
-            plan[slots] = np.column_stack([starts, counts, block])
-        else:
-            plan = np.column_stack([starts, counts, block])
+            plan, involved = np.zeros((self.num_slots, plan.shape[1]), np.int64), plan
+            plan[slots] = involved
         device = self.hidden.device
         packed = torch.from_numpy(plan).to(device)
         offsets = torch.arange(block.shape[1], device=device)
@@ -277,11 +276,8 @@ class Decoder:
                 use_cache=True,
             ).last_hidden_state
         last = output[torch.arange(len(plan), device=device), (packed[:, 1] - 1).clamp(min=0)]
-        if len(slots) == self.num_slots:
-            self.hidden = last
-        else:
-            new = last[rows] if every else last
-            self.hidden = self.hidden.to(new.dtype).index_copy(0, rows, new)
+        new = last[rows] if every else last
+        self.hidden = self.hidden.to(new.dtype).index_copy(0, rows, new)  # a copy: callers hold the old one
 
         columns = starts[:, None] + np.arange(block.shape[1])
         self.tokens[np.repeat(slots, counts), columns[real]] = block[real]

@@ -53,7 +53,12 @@ def load_model(path: str, *, device: torch.device, dtype: torch.dtype) -> PreTra
     try:
         with _no_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False, dtype=dtype, output_loading_info=True
+                path,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
             )
         model, report = loaded
     except Exception as error:  # each file format and architecture raises its own
