@@ -1,7 +1,7 @@
 """Short stories from seeds: what the bundled language model learned from, and the prompts of `TextGen-v0`.
 
 A story is one hero with a name, one helper with a role, a goal, a reason, a conflict, and an ending that
-turns good or bad. The same seed gives the same story everywhere; importing this needs no third-party package.
+turns good or bad. The same seed gives the same story everywhere; nothing here needs torch or numpy.
 """
 
 from __future__ import annotations
