@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from lm_envs.kv_cache import SlotCache
 from lm_envs.scoring import head, trunk
 
-# Attention widths are multiples of this: few distinct shapes, little wasted reading of the cache.
-WIDTH_BUCKET = 32
 # Tokens (with padding) of one prefill forward; bounds its memory.
 PREFILL_TOKENS = 8192
 
@@ -38,6 +35,12 @@ class Decoder:
     the tokens that are not cached for it: `tokens_forwarded` counts them. Gradients are never recorded and
     dropout is off, whatever mode the model is in. After the model's weights have changed, call `clear`.
 
+    Args:
+        model: Hugging Face causal LM, plain or peft-wrapped.
+        num_slots: B >= 1.
+        vocab_size: V; logits and token ids are those below it.
+        context_length: the most tokens a slot can hold.
+
     Attributes:
         num_slots: B.
         context_length: the most tokens a slot can hold.
@@ -49,12 +52,6 @@ class Decoder:
     """
 
     def __init__(self, model: nn.Module, num_slots: int, *, vocab_size: int, context_length: int) -> None:
-        """Args:
-        model: Hugging Face causal LM, plain or peft-wrapped.
-        num_slots: B >= 1.
-        vocab_size: V; logits and token ids are those below it.
-        context_length: the most tokens a slot can hold.
-        """
         if num_slots < 1:
             raise ValueError(f"num_slots must be >= 1, got {num_slots!r}")
         self.num_slots = num_slots
@@ -67,7 +64,7 @@ class Decoder:
     def clear(self) -> None:
         """Forget every slot's context."""
         self._trunk, self._head = trunk(self._model), head(self._model)
-        self._cache = SlotCache(self.num_slots)
+        self._cache = SlotCache(self.num_slots, self.context_length)
         self.lengths = np.zeros(self.num_slots, np.int64)
         self.tokens = np.zeros((self.num_slots, self.context_length), np.int64)
         weights = next(self._trunk.parameters())
@@ -214,7 +211,6 @@ class Decoder:
             raise ValueError(f"slots must be {len(snapshot.lengths)}, one per snapshot row, got {len(slots)}")
         rows = self._rows(slots)
         longest = snapshot.tokens.shape[1]
-        self._reserve(longest)
         self._cache.write(rows, snapshot.layers)
         self.hidden = self.hidden.to(snapshot.hidden.dtype)
         self.hidden = self.hidden.index_copy(0, rows, snapshot.hidden.expand(len(slots), -1))
@@ -244,44 +240,14 @@ class Decoder:
         if block.min() < 0 or block.max() >= self.vocab_size:
             wrong = block[(block < 0) | (block >= self.vocab_size)][0]
             raise ValueError(f"token id {wrong} is out of range; accepted: 0 to {self.vocab_size - 1}")
-        ends = starts + counts
-        self._reserve(int(ends.max()))
-        width = min(_round_up(int(ends.max())), self._cache.capacity)
         # Nothing is claimed to be cached until the pass has succeeded.
         self.lengths[slots] = 0
-
-        # One token a row is limited by reading the cache: with most slots involved, running all of them on
-        # views is cheaper than gathering some. A longer block is limited by arithmetic: idle rows would cost.
-        every = len(slots) == self.num_slots or (block.shape[1] == 1 and 2 * len(slots) >= self.num_slots)
-        plan = np.column_stack([starts, counts, block])
-        if every:
-            plan, involved = np.zeros((self.num_slots, plan.shape[1]), np.int64), plan
-            plan[slots] = involved
-        device = self.hidden.device
-        packed = torch.from_numpy(plan).to(device)
-        offsets = torch.arange(block.shape[1], device=device)
-        positions = packed[:, :1] + offsets
-        writes = torch.where(offsets < packed[:, 1:2], positions, self._cache.capacity)
-        rows = self._rows(slots)
-        self._cache.plan(None if every else rows, writes, width)
-        visible = torch.arange(width, device=device) <= positions[..., None]
-        mask = torch.zeros(visible.shape, device=device, dtype=self._dtype)
-        mask.masked_fill_(~visible, torch.finfo(self._dtype).min)
-        with _evaluating(self._trunk):
-            output = self._trunk(
-                input_ids=packed[:, 2:],
-                attention_mask=mask[:, None],
-                position_ids=positions.clamp(max=self.context_length - 1),
-                past_key_values=self._cache,
-                use_cache=True,
-            ).last_hidden_state
-        last = output[torch.arange(len(plan), device=device), (packed[:, 1] - 1).clamp(min=0)]
-        new = last[rows] if every else last
-        self.hidden = self.hidden.to(new.dtype).index_copy(0, rows, new)  # a copy: callers hold the old one
-
+        new = self._cache.extend(self._trunk, slots, starts, counts, block)
+        # Not in place: a caller may hold `hidden`.
+        self.hidden = self.hidden.to(new.dtype).index_copy(0, self._rows(slots), new)
         columns = starts[:, None] + np.arange(block.shape[1])
         self.tokens[np.repeat(slots, counts), columns[real]] = block[real]
-        self.lengths[slots] = ends
+        self.lengths[slots] = starts + counts
         self.tokens_forwarded += int(counts.sum())
 
     def _forget_broken(self, slots: np.ndarray) -> bool:
@@ -294,16 +260,6 @@ class Decoder:
         self._cache.erase(self._rows(broken))
         self.lengths[broken] = 0
         return len(broken) > 0
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self._trunk.parameters()).dtype
-
-    def _reserve(self, length: int) -> None:
-        """Grow the cache geometrically, so that copying stays a constant share of the work."""
-        if length > self._cache.capacity:
-            capacity = max(_round_up(length), 2 * self._cache.capacity)
-            self._cache.reserve(min(capacity, self.context_length))
 
     def _rows(self, slots: np.ndarray) -> Tensor:
         return torch.from_numpy(slots).to(self.hidden.device)
@@ -322,20 +278,3 @@ class Decoder:
         if checked.min() < 0 or checked.max() >= self.num_slots or len(np.unique(checked)) < len(checked):
             raise ValueError(f"slots must be distinct, in 0 to {self.num_slots - 1}, got {checked.tolist()}")
         return checked.astype(np.int64)
-
-
-def _round_up(length: int) -> int:
-    return -(-length // WIDTH_BUCKET) * WIDTH_BUCKET
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a moment: without dropout and gradient checkpointing (it would drop the cache)."""
-    training = [m for m in module.modules() if m.training] if module.training else []
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
