@@ -93,10 +93,8 @@ def check_decoding(model: PreTrainedModel, path: str, *, vocab_size: int, contex
     lengths = np.array([length, max(1, length - 2)])
     unsupported = f"{path}: architecture {type(model).__name__} is not supported"
     tokens = torch.from_numpy(rows).to(model.device)
-    expected = model(input_ids=tokens).logits[..., :vocab_size]
-    # A NaN is for the sampler to report; here it would read as an unsupported architecture.
-    scale = TOLERANCES[model.dtype] * expected.abs().max().clamp(min=1)
     try:
+        expected = model(input_ids=tokens).logits[..., :vocab_size]
         parallel = head(model)(hidden_states(model, tokens, torch.ones_like(tokens)))[..., :vocab_size]
         decoder = Decoder(model, 2, vocab_size=vocab_size, context_length=context_length)
         if length > 1:
@@ -105,9 +103,12 @@ def check_decoding(model: PreTrainedModel, path: str, *, vocab_size: int, contex
         decoded = decoder.logits()
     except Exception as error:
         raise ModelError(f"{unsupported}: {error}") from error
-    if (parallel - expected).abs().max() > scale:
+    # NaN passes, since no comparison with it holds: it is for the sampler to report.
+    tolerance = TOLERANCES[model.dtype] * expected.abs().max().clamp(min=1)
+    # The parallel pass runs the same kernels in the same order, so a tenth is plenty; a soft cap hides in more.
+    if (parallel - expected).abs().max() > tolerance / 10:
         raise ModelError(f"{unsupported}: its logits are not its output embeddings times its hidden states")
-    if (decoded - expected[[0, 1], lengths - 1]).abs().max() > scale:
+    if (decoded - expected[[0, 1], lengths - 1]).abs().max() > tolerance:
         raise ModelError(f"{unsupported}: decoding with a key/value cache differs from a full forward pass")
 
 
