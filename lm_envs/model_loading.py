@@ -105,7 +105,7 @@ def check_decoding(model: PreTrainedModel, path: str, *, vocab_size: int, contex
         raise ModelError(f"{unsupported}: {error}") from error
     # NaN passes, since no comparison with it holds: it is for the sampler to report.
     tolerance = TOLERANCES[model.dtype] * expected.abs().max().clamp(min=1)
-    # The parallel pass runs the same kernels in the same order, so a tenth is plenty; a soft cap hides in more.
+    # The parallel pass runs the same kernels in the same order: a tenth will do, and soft caps hide in more.
     if (parallel - expected).abs().max() > tolerance / 10:
         raise ModelError(f"{unsupported}: its logits are not its output embeddings times its hidden states")
     if (decoded - expected[[0, 1], lengths - 1]).abs().max() > tolerance:

@@ -188,6 +188,19 @@ def test_float32_is_close(architecture: str) -> None:
     assert_exact(decoder, model, [[*row, 5 + i] for i, row in enumerate(contexts)], atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_mixed_precision(architecture: str) -> None:
+    model = make_model(architecture, torch.float32)
+    decoder = make_decoder(model)
+    contexts = [[1, 2, 3], list(range(40)), [7], [9] * 20]
+    with torch.autocast("cpu", torch.bfloat16):
+        decoder.prefill(range(4), contexts)
+        decoder.step([5, 6], [0, 2])
+        for slot, row in enumerate([[1, 2, 3, 5], contexts[1], [7, 6], contexts[3]]):
+            expected = full_forward(model, row).float()
+            torch.testing.assert_close(decoder.logits([slot])[0].float(), expected, rtol=0, atol=0.1)
+
+
 def test_a_reset_encodes_no_other_slot() -> None:
     decoder = make_decoder(make_model())
     decoder.prefill(range(4), [[1, 2, 3], [4, 5], [6], [7, 8, 9]])
