@@ -244,7 +244,6 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             allowed = torch.from_numpy(np.stack(self._action_masks)[steps, slots])
         segments = Segments(
             torch.from_numpy(ids),
-            torch.from_numpy(mask.astype(np.int64)),
             torch.from_numpy(positions),
             allowed,
             self._rescored,
@@ -268,15 +267,15 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             padded = self._token_counts[order] * np.arange(1, len(order) + 1)
             size = max(1, int(np.searchsorted(padded, SCORED_TOKENS, side="right")))
             actions, segments = self._segments(order[:size])
-            with policy.autocast():
-                log_probs = score(
-                    model,
-                    segments.to(device),
-                    self._chosen_tokens(actions).to(device),
-                    vocab_size=policy.vocab_size,
-                    temperature=policy.temperature,
-                ).log_probs
-            scores[actions] = log_probs.cpu().numpy()
+            scored = score(
+                model,
+                segments.to(device),
+                self._chosen_tokens(actions).to(device),
+                vocab_size=policy.vocab_size,
+                temperature=policy.temperature,
+                mixed_precision=policy.mixed_precision,
+            )
+            scores[actions] = scored.log_probs.cpu().numpy()
             order = order[size:]
         return scores.reshape(self.n_envs, self.buffer_size).T.copy()
 

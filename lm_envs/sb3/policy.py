@@ -18,9 +18,16 @@ from torch import Tensor, nn
 from lm_envs.decoding import Decoder
 from lm_envs.language_model import LanguageModel
 from lm_envs.sampling import check_sampling_arguments, filter_logits, sample
-from lm_envs.sb3.segments import Segments, action_mask, score
+from lm_envs.sb3.segments import (
+    Segments,
+    action_mask,
+    autocast,
+    head_dtype,
+    hidden_at_actions,
+    score,
+)
 from lm_envs.sb3.trainable import adapter_state, trainable_copy
-from lm_envs.scoring import head, hidden_states
+from lm_envs.scoring import head
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 
@@ -130,7 +137,7 @@ class TransformerPolicy(ActorCriticPolicy):
         """Build no MLP, and initialise nothing: the constructor goes on with the pretrained network."""
 
     def forward(self, obs: Observation, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """Act in a rollout, without gradients.
+        """Act in a rollout, without gradients to the model.
 
         Args:
             obs: `input_ids`, `attention_mask` (B, L), `action_mask` (B, V) if the environment has one.
@@ -139,9 +146,8 @@ class TransformerPolicy(ActorCriticPolicy):
         Returns:
             tokens (B,) int64, values (B, 1), log-probs (B,).
         """
-        with torch.no_grad():
-            hidden, tokens, log_probs = self._decode("rollout", obs, deterministic)
-            return tokens, self._values(hidden), log_probs
+        hidden, tokens, log_probs = self._decode("rollout", obs, deterministic)
+        return tokens, self._values(hidden), log_probs
 
     def _predict(self, observation: Observation, deterministic: bool = False) -> Tensor:  # type: ignore[override]
         return self._decode("predict", observation, deterministic)[1]
@@ -164,15 +170,15 @@ class TransformerPolicy(ActorCriticPolicy):
             raise RuntimeError(
                 "in bfloat16 old log-probs must be recomputed before an update: pass a KLCallback to learn()"
             )
-        with self.autocast():
-            hidden, log_probs, entropy = score(
-                self.model,
-                segments,
-                actions,
-                vocab_size=self.vocab_size,
-                temperature=self.temperature,
-                with_entropy=True,
-            )
+        hidden, log_probs, entropy = score(
+            self.model,
+            segments,
+            actions,
+            vocab_size=self.vocab_size,
+            temperature=self.temperature,
+            mixed_precision=self.mixed_precision,
+            with_entropy=True,
+        )
         return self._values(hidden), log_probs, entropy  # type: ignore[return-value]
 
     def predict_values(self, obs: Observation) -> Tensor:  # type: ignore[override]
@@ -181,14 +187,9 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: Observation) -> Distribution:  # type: ignore[override]
         """The distribution that actions are drawn from, from whole contexts."""
-        with self.autocast():
-            logits = head(self.model)(self._hidden(obs))[:, : self.vocab_size]
+        logits = self._logits(self._hidden(obs))
         logits = filter_logits(logits, temperature=self.temperature, action_mask=action_mask(obs))
         return self.action_dist.proba_distribution(action_logits=logits)  # type: ignore[call-arg]
-
-    def autocast(self) -> torch.autocast:
-        """The precision that the model runs in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed_precision)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model (LoRA merged, no value head) and its tokenizer as a plain Hugging Face folder."""
@@ -213,15 +214,19 @@ class TransformerPolicy(ActorCriticPolicy):
         self._weights_changed()  # they move to another device or dtype
         return super()._apply(*args, **kwargs)
 
+    @torch.no_grad()
     def _decode(self, purpose: str, obs: Observation, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states (B, H), tokens (B,) and log-probs (B,), with the cache of this purpose."""
         ids, mask = obs["input_ids"].cpu().numpy(), obs["attention_mask"].cpu().numpy()
         decoder = self._decoder(purpose, len(ids))
-        with self.autocast():
+        with autocast(self.device, self.mixed_precision):
             hidden = decoder.advance(ids, mask.sum(1, dtype=np.int64))
-            logits = decoder.logits()
+        hidden = hidden.to(head_dtype(self.model))
         tokens, log_probs = sample(
-            logits, temperature=self.temperature, action_mask=action_mask(obs), deterministic=deterministic
+            self._logits(hidden),
+            temperature=self.temperature,
+            action_mask=action_mask(obs),
+            deterministic=deterministic,
         )
         return hidden, tokens, log_probs
 
@@ -240,12 +245,13 @@ class TransformerPolicy(ActorCriticPolicy):
     def _hidden(self, obs: Observation) -> Tensor:
         """Hidden states (B, H) at each row's last token."""
         segments = Segments.from_observation(obs)
-        with self.autocast():
-            hidden = hidden_states(self.model, segments.input_ids, segments.attention_mask)
-        return hidden.flatten(0, 1).index_select(0, segments.positions)
+        return hidden_at_actions(self.model, segments, mixed_precision=self.mixed_precision)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return head(self.model)(hidden)[:, : self.vocab_size]
 
     def _values(self, hidden: Tensor) -> Tensor:
-        return self.value_scale * self.value_net(hidden.to(self.value_net.weight.dtype))
+        return self.value_scale * self.value_net(hidden)
 
     def _weights_changed(self, *_: Any) -> None:
         self._caches = {}

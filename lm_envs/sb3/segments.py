@@ -20,7 +20,6 @@ class Segments(NamedTuple):
     """A batch of S segments of at most T tokens, with N actions in them; the actions come separately."""
 
     input_ids: Tensor  # (S, T) int64, right padded
-    attention_mask: Tensor  # (S, T) int64, 1 on tokens
     positions: Tensor  # (N,) int64, index into (S * T): the last token of each action's context
     action_mask: Tensor | None  # (N, V) bool, the actions allowed; None: all
     rescored: bool  # the old log-probs were computed as `score` does, and not while decoding
@@ -33,7 +32,6 @@ class Segments(NamedTuple):
         rows = torch.arange(len(lengths), device=lengths.device)
         return cls(
             input_ids=observation["input_ids"][:, :width].long(),
-            attention_mask=observation["attention_mask"][:, :width].long(),
             positions=rows * width + lengths - 1,
             action_mask=action_mask(observation),
             rescored=True,
@@ -43,7 +41,6 @@ class Segments(NamedTuple):
         """The same segments on another device."""
         return Segments(
             self.input_ids.to(device),
-            self.attention_mask.to(device),
             self.positions.to(device),
             None if self.action_mask is None else self.action_mask.to(device),
             self.rescored,
@@ -64,6 +61,29 @@ def action_mask(observation: Mapping[str, Tensor]) -> Tensor | None:
     return None if mask is None else mask.bool()
 
 
+def autocast(device: torch.device, mixed_precision: bool) -> torch.autocast:
+    """What the layers of a model run in: bfloat16 in mixed precision, else the precision of their weights.
+
+    The LM head stays outside: logits rounded to bfloat16 are off by up to 2^-9 of their size, more than the
+    ratios of PPO can bear.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision)
+
+
+def hidden_at_actions(model: nn.Module, segments: Segments, *, mixed_precision: bool) -> Tensor:
+    """(N, H) hidden states before each action, in the precision of the LM head."""
+    # No mask: causal attention never sees padding on the right, and the kernel that runs (in bfloat16, how it
+    # rounds) must not depend on whether a batch happens to have any.
+    with autocast(segments.input_ids.device, mixed_precision):
+        hidden = hidden_states(model, segments.input_ids, None)  # type: ignore[arg-type]
+    return hidden.flatten(0, 1).index_select(0, segments.positions).to(head_dtype(model))
+
+
+def head_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the LM head's weights."""
+    return next(head(model).parameters()).dtype
+
+
 def score(
     model: nn.Module,
     segments: Segments,
@@ -71,14 +91,14 @@ def score(
     *,
     vocab_size: int,
     temperature: float,
+    mixed_precision: bool = False,
     with_entropy: bool = False,
 ) -> Scores:
     """Score actions (N,) int64 under softmax(logits / temperature), one forward pass for all segments.
 
     Gradients flow as the caller's grad mode says. Only hidden states at actions meet the LM head, in chunks.
     """
-    hidden = hidden_states(model, segments.input_ids, segments.attention_mask)
-    hidden = hidden.flatten(0, 1).index_select(0, segments.positions)
+    hidden = hidden_at_actions(model, segments, mixed_precision=mixed_precision)
     log_probs, entropy = token_log_probs(
         head(model),
         hidden,

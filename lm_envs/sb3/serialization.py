@@ -34,11 +34,12 @@ def algorithm_arguments(model: OnPolicyAlgorithm) -> dict[str, Any]:
 def policy_arguments(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """The `policy_kwargs`, the optimizer class by its name."""
     arguments = dict(model.policy_kwargs)
-    optimizer: object = arguments.get("optimizer_class")
+    optimizer = arguments.get("optimizer_class")
     if isinstance(optimizer, type):
-        if getattr(torch.optim, optimizer.__name__, None) is not optimizer:
+        name = optimizer.__name__
+        if optimizer is not getattr(torch.optim, name, None):
             raise TypeError(f"optimizer_class must come from torch.optim to be saved, got {optimizer!r}")
-        arguments["optimizer_class"] = optimizer.__name__
+        arguments["optimizer_class"] = name
     return {name: _to_json(f"policy_kwargs[{name!r}]", value) for name, value in arguments.items()}
 
 
@@ -143,7 +144,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     for number, values in packed["state"].items():
         for name, value in values.items():
             if not isinstance(value, Tensor):
-                raise TypeError(f"only tensors can be saved; {type(optimizer).__name__} keeps {name}={value!r}")
+                raise TypeError(f"only tensors can be saved; the optimizer keeps {name} = {value!r}")
             tensors[f"{number}.{name}"] = value.contiguous()
     return tensors, [_to_json("optimizer_kwargs", group) for group in packed["param_groups"]]
 

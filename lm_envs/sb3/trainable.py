@@ -46,7 +46,7 @@ def trainable_copy(
     _freeze(model, freeze_layers)
     _remove_dropout(model)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        _enable_checkpointing(model)
     return model
 
 
@@ -81,6 +81,12 @@ def _freeze(model: nn.Module, layers: int) -> None:
         if isinstance(module, nn.Embedding):
             module.requires_grad_(False)
     blocks[:layers].requires_grad_(False)
+
+
+def _enable_checkpointing(model: Any) -> None:
+    # transformers renamed it in the course of version 5.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _remove_dropout(model: nn.Module) -> None:

@@ -1,0 +1,433 @@
+"""`TransformerPolicy` against plain forward passes of the model it was made from."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from models import ARCHITECTURES, save_tiny
+from runs import AtRolloutEnd, make_algorithm, make_env
+from stable_baselines3 import A2C
+from tasks import Board, Dialogue
+from transformers import AutoModelForCausalLM
+
+from lm_envs.sb3 import KLCallback, TransformerPolicy
+from lm_envs.sb3.segments import Segments
+
+# Runs as small as these have few episodes a minibatch.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:a minibatch holds"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set"),
+]
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+
+
+def make_policy(env: Any, model: str, **kwargs: Any) -> TransformerPolicy:
+    return TransformerPolicy(env.observation_space, env.action_space, lambda _: 1e-2, model, **kwargs)
+
+
+def tensors(observation: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {key: torch.from_numpy(value) for key, value in observation.items()}
+
+
+def random_contexts(env: Any, rows: int, seed: int = 0, longest: int = 20) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    width = env.observation_space["input_ids"].shape[0]
+    lengths = rng.integers(1, longest + 1, rows)
+    mask = np.arange(width) < lengths[:, None]
+    ids = np.where(mask, rng.integers(env.action_space.n, size=mask.shape), 0)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int8))}
+
+
+def expected_log_probs(
+    model: str, observation: dict[str, torch.Tensor], vocab_size: int, temperature: float = 1.0
+) -> torch.Tensor:
+    """(B, V) in float64, each row alone, without padding, by transformers' own model."""
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).eval()
+    rows = []
+    for ids, mask in zip(observation["input_ids"], observation["attention_mask"], strict=True):
+        logits = reference(ids[mask.bool()][None]).logits[0, -1, :vocab_size]
+        rows.append((logits / temperature).log_softmax(-1))
+    return torch.stack(rows).detach()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_construction_keeps_the_pretrained_weights(tiny_models: dict[str, str], architecture: str) -> None:
+    model = tiny_models[architecture]
+    algorithm = make_algorithm(make_env(model), model)
+    pretrained = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    weights = algorithm.policy.model.state_dict()
+    assert weights.keys() == pretrained.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, pretrained[name]), name
+    assert not algorithm.policy.value_net.weight.any()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_entry_agrees_with_a_plain_forward(tiny_models: dict[str, str], architecture: str) -> None:
+    env = make_env(tiny_models[architecture])
+    policy = make_policy(env, tiny_models[architecture], dtype="float64", temperature=0.7)
+    torch.nn.init.normal_(policy.value_net.weight)
+    obs = random_contexts(env, 5)
+    expected = expected_log_probs(tiny_models[architecture], obs, env.action_space.n, 0.7)
+
+    actions, values, log_probs = policy(obs)
+    rows = torch.arange(5)
+    torch.testing.assert_close(log_probs, expected[rows, actions], atol=1e-9, rtol=0)
+    evaluated_values, evaluated, entropy = policy.evaluate_actions(obs, actions)
+    torch.testing.assert_close(evaluated, expected[rows, actions], atol=1e-9, rtol=0)
+    torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(1), atol=1e-9, rtol=0)
+    torch.testing.assert_close(values, policy.predict_values(obs), atol=1e-9, rtol=0)
+    torch.testing.assert_close(values, evaluated_values, atol=1e-9, rtol=0)
+    assert values.shape == (5, 1)
+    assert values.std() > 0
+    torch.testing.assert_close(policy.get_distribution(obs).distribution.logits, expected, atol=1e-9, rtol=0)
+    numpy_obs = {key: value.numpy() for key, value in obs.items()}
+    best, _ = policy.predict(numpy_obs, deterministic=True)
+    np.testing.assert_array_equal(best, expected.argmax(1))
+    one, _ = policy.predict({key: value[2] for key, value in numpy_obs.items()}, deterministic=True)
+    assert one.shape == ()
+    assert one == expected[2].argmax()
+
+
+def test_actions_follow_the_distribution(tiny_gpt2: str) -> None:
+    env = make_env(tiny_gpt2)
+    policy = make_policy(env, tiny_gpt2, temperature=0.5)
+    obs = {key: value.repeat(4000, 1) for key, value in random_contexts(env, 1).items()}
+    torch.manual_seed(0)
+    one = {key: value[:1] for key, value in obs.items()}
+    expected = expected_log_probs(tiny_gpt2, one, policy.vocab_size, 0.5)
+    for actions in (policy(obs)[0], policy._predict(obs)):
+        frequencies = torch.bincount(actions, minlength=policy.vocab_size) / 4000
+        assert (frequencies - expected[0].exp()).abs().max() < 0.03
+
+
+class Meddler(AtRolloutEnd):
+    """In the middle of rollouts, does what an EvalCallback and SB3's bootstrapping do."""
+
+    def __init__(self, function: Any, model: str) -> None:
+        super().__init__(function)
+        self.env = make_env(model, 2, seed=9, task=Dialogue())
+        self.obs: Any = self.env.reset()
+
+    def _on_step(self) -> bool:
+        if self.n_calls % 3 == 0:
+            for _ in range(2):
+                actions, _ = self.model.predict(self.obs, deterministic=self.n_calls % 2 == 0)
+                self.obs = self.env.step(actions)[0]
+            self.model.policy.predict_values(tensors(self.obs))
+        return True
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("task", [None, Dialogue(), Board()], ids=["story", "dialogue", "board"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_first_epoch_ratio_is_one(
+    tiny_models: dict[str, str], architecture: str, task: Any, dtype: str
+) -> None:
+    """Also with predictions on another environment in the middle of rollouts, and ten updates later."""
+    model = tiny_models[architecture]
+    env = make_env(model, **({} if task is None else {"task": task}))
+    algorithm = make_algorithm(
+        env, model, policy={"dtype": dtype, "temperature": 0.8}, n_steps=11, n_epochs=2, learning_rate=1e-2
+    )
+    differences = []
+
+    def check(algorithm: Any) -> None:
+        for samples in algorithm.rollout_buffer.get(20):
+            _, log_probs, _ = algorithm.policy.evaluate_actions(samples.observations, samples.actions)
+            differences.append((log_probs - samples.old_log_prob).abs().max().item())
+
+    algorithm.learn(11 * env.num_envs * 6, callback=Meddler(check, model))
+    assert algorithm._n_updates >= 10
+    assert len(differences) >= 12
+    assert max(differences) < TOLERANCE[dtype]
+
+
+def test_a_step_forwards_one_token_per_row(tiny_gpt2: str) -> None:
+    env = make_env(tiny_gpt2, 3, prompts=["A fox waits by the river"], max_new_tokens=8)
+    policy = make_policy(env, tiny_gpt2)
+    other = make_env(tiny_gpt2, 2, seed=3).reset()
+    obs = env.reset()
+    actions, _, _ = policy(tensors(obs))
+    for _ in range(4):
+        obs, _, dones, _ = env.step(actions.numpy())
+        assert not dones.any()
+        before = policy._caches["rollout"].tokens_forwarded
+        policy.predict(other)
+        actions, _, _ = policy(tensors(obs))
+        assert policy._caches["rollout"].tokens_forwarded == before + 3
+    assert policy._caches["predict"].tokens_forwarded == other["attention_mask"].sum()
+
+
+def test_caches_are_dropped_when_weights_may_have_changed(tiny_gpt2: str) -> None:
+    env = make_env(tiny_gpt2)
+    policy = make_policy(env, tiny_gpt2)
+    obs = random_contexts(env, 3)
+
+    def step() -> None:
+        policy.evaluate_actions(obs, torch.zeros(3, dtype=torch.long))[1].sum().backward()
+        policy.optimizer.step()
+
+    state = {name: value + 0.1 for name, value in policy.state_dict().items()}
+
+    def load() -> None:
+        policy.load_state_dict(state)
+
+    def train() -> None:
+        policy.set_training_mode(True)
+
+    for change in (step, load, train, policy.double):
+        policy(obs)
+        policy._predict(obs)
+        assert set(policy._caches) == {"rollout", "predict"}
+        change()
+        assert not policy._caches
+        actions, _, log_probs = policy(obs)
+        _, evaluated, _ = policy.evaluate_actions(obs, actions)
+        torch.testing.assert_close(log_probs, evaluated, atol=1e-4, rtol=0)
+
+
+def test_copies_and_pickles_share_nothing(tiny_gpt2: str, tmp_path: Path) -> None:
+    env = make_env(tiny_gpt2)
+    policy = make_policy(env, tiny_gpt2, optimizer_class="AdamW", optimizer_kwargs={"weight_decay": 0.1})
+    obs = random_contexts(env, 3)
+    policy(obs)
+    policy.save(str(tmp_path / "policy.pt"))
+    copies = [
+        copy.deepcopy(policy),
+        pickle.loads(pickle.dumps(policy)) if _picklable(policy) else copy.deepcopy(policy),
+        TransformerPolicy.load(str(tmp_path / "policy.pt"), device="cpu"),
+    ]
+    for other in copies:
+        assert not other._caches
+        assert isinstance(other.optimizer, torch.optim.AdamW)
+        actions, _, _ = other(obs)
+        torch.testing.assert_close(
+            other.evaluate_actions(obs, actions)[1], policy.evaluate_actions(obs, actions)[1]
+        )
+        other.optimizer.zero_grad()
+        other.evaluate_actions(obs, actions)[1].sum().backward()
+        other.optimizer.step()
+        assert not other._caches
+        assert policy._caches
+    own, _, _ = policy(obs)
+    torch.testing.assert_close(policy(obs)[2].shape, own.shape)
+
+
+def _picklable(policy: TransformerPolicy) -> bool:
+    try:
+        pickle.dump(policy, io.BytesIO())
+    except (AttributeError, TypeError, pickle.PicklingError):
+        return False
+    return True
+
+
+def test_action_masks_from_the_observation(tiny_gpt2: str) -> None:
+    env = make_env(tiny_gpt2)
+    size = int(env.action_space.n)
+    masked_space = spaces.Dict({**env.observation_space.spaces, "action_mask": spaces.MultiBinary(size)})
+    policy = TransformerPolicy(masked_space, env.action_space, lambda _: 1e-3, tiny_gpt2, dtype="float64")
+    obs = random_contexts(env, 6)
+    allowed = torch.rand(6, size, generator=torch.Generator().manual_seed(0)) < 0.05
+    allowed[:, 0] = True
+    obs["action_mask"] = allowed.to(torch.int8)
+    expected = expected_log_probs(tiny_gpt2, obs, size).masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    rows = torch.arange(6)
+    for _ in range(20):
+        actions, _, log_probs = policy(obs)
+        assert allowed[rows, actions].all()
+        torch.testing.assert_close(log_probs, expected[rows, actions], atol=1e-9, rtol=0)
+    _, evaluated, entropy = policy.evaluate_actions(obs, actions)
+    torch.testing.assert_close(evaluated, expected[rows, actions], atol=1e-9, rtol=0)
+    probs = expected.exp()
+    torch.testing.assert_close(entropy, -(probs * expected.clamp(min=-1e9)).sum(1), atol=1e-9, rtol=0)
+    assert allowed[rows, policy._predict(obs, deterministic=True)].all()
+
+
+GPT2_DROPOUT = {"attn_pdrop": 0.5, "embd_pdrop": 0.5, "resid_pdrop": 0.5}
+LORA_DROPOUT = {"lora_dropout": 0.5, "init_lora_weights": False}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"), [("gpt2", GPT2_DROPOUT), ("llama", {"attention_dropout": 0.5})]
+)
+@pytest.mark.parametrize("lora", [None, LORA_DROPOUT], ids=["full", "lora"])
+def test_dropout_is_off_in_both_modes(tmp_path: Path, architecture: str, config: Any, lora: Any) -> None:
+    model = save_tiny(tmp_path, architecture, **config)
+    env = make_env(model)
+    policy = make_policy(env, model, lora=lora)
+    obs = random_contexts(env, 4)
+    actions = torch.zeros(4, dtype=torch.long)
+    policy.set_training_mode(True)
+    training = policy.evaluate_actions(obs, actions)[1]
+    policy.set_training_mode(False)
+    torch.testing.assert_close(training, policy.evaluate_actions(obs, actions)[1], atol=0, rtol=0)
+
+
+def test_refuses_what_does_not_fit(tiny_gpt2: str, tiny_llama: str, tmp_path: Path) -> None:
+    env = make_env(tiny_gpt2)
+    with pytest.raises(ValueError, match='actions="token"'):
+        make_policy(make_env(tiny_gpt2, actions="top_k", top_k=4), tiny_gpt2)
+    with pytest.raises(ValueError, match='observation="tokens"'):
+        make_policy(make_env(tiny_gpt2, observation="embedding"), tiny_gpt2)
+    with pytest.raises(ValueError, match="tokens of its model"):
+        make_policy(env, save_tiny(tmp_path / "words", word_level=True))
+    with pytest.raises(ValueError, match="up to 64 tokens"):
+        make_policy(env, save_tiny(tmp_path / "short", max_position_embeddings=32))
+    for kwargs, named in (
+        ({"temperature": 0.0}, "temperature"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"value_scale": 0.0}, "value_scale"),
+        ({"freeze_layers": 3}, "freeze_layers"),
+        ({"freeze_layers": -1}, "freeze_layers"),
+        ({"lora": {"rank": 4}}, "lora"),
+        ({"optimizer_class": "Adamant"}, "optimizer_class"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            make_policy(env, tiny_gpt2, **kwargs)
+    with pytest.raises(OSError, match="nowhere"):
+        make_policy(env, str(tmp_path / "nowhere"))
+
+
+def snapshot(policy: TransformerPolicy) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+
+
+def changed(policy: TransformerPolicy, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, parameter in policy.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_frozen_layers_stay_and_the_others_train(tiny_models: dict[str, str], architecture: str) -> None:
+    model = tiny_models[architecture]
+    env = make_env(model)
+    algorithm = make_algorithm(env, model, policy={"freeze_layers": 1}, learning_rate=1e-2)
+    before = snapshot(algorithm.policy)
+    algorithm.learn(3 * 8 * env.num_envs)
+    trained = changed(algorithm.policy, before)
+    frozen = before.keys() - trained
+    if architecture == "gpt2":  # tied: the head is the token embedding
+        assert {name for name in frozen if ".h.0." not in name} == {
+            "model.transformer.wte.weight", "model.transformer.wpe.weight"
+        }  # fmt: skip
+    else:
+        assert {name for name in frozen if ".layers.0." not in name} == {"model.model.embed_tokens.weight"}
+    assert not any(".h.0." in name or ".layers.0." in name for name in trained)
+
+
+def test_lora_trains_adapters_only(tiny_gpt2: str, tmp_path: Path) -> None:
+    env = make_env(tiny_gpt2)
+    algorithm = make_algorithm(env, tiny_gpt2, policy={"lora": {"r": 2}}, learning_rate=1e-1)
+    policy = algorithm.policy
+    before = snapshot(policy)
+    algorithm.learn(3 * 8 * env.num_envs)
+    trained = changed(policy, before)
+    assert trained
+    assert all("lora_" in name or name.startswith("value_net") for name in trained)
+
+    obs = random_contexts(env, 4)
+    original = expected_log_probs(tiny_gpt2, obs, policy.vocab_size).float()
+    rows = torch.arange(4)
+    actions, _, adapted = policy(obs)
+    assert (adapted - original[rows, actions]).abs().max() > 1e-3
+    with policy.model.disable_adapter():  # the cache of the adapted model must not answer for the plain one
+        actions, _, plain = policy(obs)
+    torch.testing.assert_close(plain, original[rows, actions], atol=1e-4, rtol=0)
+    actions, _, adapted = policy(obs)
+    policy.save_pretrained(tmp_path)
+    merged = expected_log_probs(str(tmp_path), obs, policy.vocab_size).float()
+    torch.testing.assert_close(adapted, merged[rows, actions], atol=1e-4, rtol=0)
+    torch.testing.assert_close(policy(obs)[2].shape, adapted.shape)
+    assert changed(policy, before) == trained
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_llama: str) -> None:
+    env = make_env(tiny_llama)
+    obs = random_contexts(env, 5)
+    gradients = []
+    for checkpointing in (False, True):
+        policy = make_policy(env, tiny_llama, dtype="float64", gradient_checkpointing=checkpointing)
+        policy.set_training_mode(True)
+        torch.nn.init.ones_(policy.value_net.weight)
+        values, log_probs, entropy = policy.evaluate_actions(obs, torch.arange(5))
+        (values.sum() + log_probs.sum() + entropy.sum()).backward()
+        gradients.append({name: p.grad for name, p in policy.named_parameters()})
+        assert policy.model.is_activation_checkpointing == checkpointing
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-12, rtol=1e-9, msg=name)
+
+
+def test_gradient_checkpointing_trains(tiny_gpt2: str) -> None:
+    env = make_env(tiny_gpt2)
+    algorithm = make_algorithm(env, tiny_gpt2, policy={"gradient_checkpointing": True, "lora": {"r": 2}})
+    before = snapshot(algorithm.policy)
+    algorithm.learn(2 * 8 * env.num_envs)
+    assert changed(algorithm.policy, before)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_bfloat16(tiny_models: dict[str, str], architecture: str) -> None:
+    model = tiny_models[architecture]
+    env = make_env(model, task=Board())
+    algorithm = make_algorithm(env, model, policy={"dtype": "bfloat16"}, batch_size=16)
+    differences = []
+
+    def check(algorithm: Any) -> None:
+        for samples in algorithm.rollout_buffer.get(20):
+            _, log_probs, _ = algorithm.policy.evaluate_actions(samples.observations, samples.actions)
+            assert log_probs.dtype == torch.float32
+            differences.append((log_probs - samples.old_log_prob).abs().detach())
+
+    before = snapshot(algorithm.policy)
+    algorithm.learn(3 * 8 * env.num_envs, callback=[KLCallback(0.1), AtRolloutEnd(check)])
+    assert {parameter.dtype for parameter in algorithm.policy.parameters()} == {torch.float32}
+    assert len(changed(algorithm.policy, before)) == len(before)
+    # Matrix products in bfloat16 round differently for batches of another shape: never exactly 0.
+    assert torch.cat(differences).mean() < 5e-3
+    obs = random_contexts(env, 3)
+    exact = expected_log_probs(model, obs, algorithm.policy.vocab_size)
+    policy = make_policy(env, model, dtype="bfloat16")
+    rounded = policy.get_distribution(obs).distribution.logits
+    assert 1e-4 < (rounded - exact).abs().max() < 0.3  # bfloat16 was really used
+
+
+def test_bfloat16_needs_recomputed_log_probs(tiny_gpt2: str) -> None:
+    env = make_env(tiny_gpt2)
+    algorithm = make_algorithm(env, tiny_gpt2, policy={"dtype": "bfloat16"})
+    with pytest.raises(RuntimeError, match="KLCallback"):
+        algorithm.learn(8 * env.num_envs)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_save_pretrained_loads_as_any_model(
+    tiny_models: dict[str, str], architecture: str, tmp_path: Path
+) -> None:
+    model = tiny_models[architecture]
+    env = make_env(model)
+    algorithm = make_algorithm(env, model, algorithm=A2C, learning_rate=1e-2)
+    algorithm.learn(2 * 8 * env.num_envs)
+    algorithm.policy.save_pretrained(tmp_path)
+    obs = random_contexts(env, 4)
+    saved = expected_log_probs(str(tmp_path), obs, env.action_space.n)
+    logits = algorithm.policy.get_distribution(obs).distribution.logits
+    torch.testing.assert_close(logits.double(), saved, atol=1e-4, rtol=0)
+    assert (saved - expected_log_probs(model, obs, env.action_space.n)).abs().max() > 1e-2
+    again = make_env(str(tmp_path))
+    np.testing.assert_array_equal(again.reset()["input_ids"], make_env(model).reset()["input_ids"])
+
+
+def test_plain_observations_are_segments_of_one_action(tiny_gpt2: str) -> None:
+    obs = random_contexts(make_env(tiny_gpt2), 4)
+    segments = Segments.from_observation(obs)
+    assert segments.input_ids.shape == (4, int(obs["attention_mask"].sum(1).max()))
+    last = segments.input_ids.flatten()[segments.positions]
+    lengths = obs["attention_mask"].sum(1).long()
+    torch.testing.assert_close(last, obs["input_ids"][torch.arange(4), lengths - 1])
