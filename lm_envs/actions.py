@@ -1,4 +1,4 @@
-"""Checks actions before anything happens. `Discrete.contains` would let `True` pass, and `assert` vanishes."""
+"""Checks actions before anything happens. `Discrete.contains` would let `True` pass, and asserts vanish."""
 
 from __future__ import annotations
 

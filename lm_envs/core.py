@@ -63,7 +63,9 @@ class EnvCore:
 
         self.language_model = LanguageModel.load(model, device=device, dtype=dtype, chat=chat, lazy=True)
         window = self.language_model.context_length
-        context_length = window if context_length is None else _whole("context_length", context_length, 2, window)
+        if context_length is None:
+            context_length = window
+        context_length = _whole("context_length", context_length, 2, window)
         max_new_tokens = _whole("max_new_tokens", max_new_tokens, 1, context_length - 1)
         self.task = make_task(task, self.language_model, task_kwargs)
         tokenized = TokenizedTask(
@@ -108,8 +110,9 @@ class EnvCore:
         now = self.episodes.arrays
         if state.arrays.tokens.shape != now.tokens.shape or state.candidates.shape != self.candidates.shape:
             raise ValueError(
-                f"this state is of another environment: (slots, context_length) {state.arrays.tokens.shape} and "
-                f"candidates {state.candidates.shape}, here {now.tokens.shape} and {self.candidates.shape}"
+                "this state is of another environment: (slots, context_length) "
+                f"{state.arrays.tokens.shape} and candidates {state.candidates.shape}, "
+                f"here {now.tokens.shape} and {self.candidates.shape}"
             )
         arrays = state.arrays.copy()
         if not state.include_rng:

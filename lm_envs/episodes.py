@@ -1,7 +1,8 @@
 """The token-level dynamics over B slots: what a token does to a context, when turns and episodes end.
 
 Single and vector environments, text and toys share this one copy. It is numpy only, and loops over no slots
-but those that go on to a next turn. What a turn's end means is asked of a `TokenTask`, a task's token-level face.
+but those that go on to a next turn. What a turn's end means, it asks a `TokenTask`,
+the token-level face of a task.
 
 A step is atomic: run it under `Episodes.atomic()`, and any error leaves all slots as they were before.
 """

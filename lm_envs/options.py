@@ -21,7 +21,7 @@ def check_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     options = dict(options or {})
     unknown = sorted(map(str, options.keys() - set(OPTIONS)))
     if unknown:
-        raise ValueError(f"unknown reset options {unknown}; accepted: {list(OPTIONS)} (vector: 'reset_mask' too)")
+        raise ValueError(f"unknown reset options {unknown}; accepted: {list(OPTIONS)}")
     if len(options) > 1:
         raise ValueError("give one of the reset options 'prompt' and 'task_index', not both")
     if "prompt" in options:
@@ -35,7 +35,7 @@ def check_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def check_reset_mask(mask: Any, num_envs: int) -> np.ndarray:
-    """The slots that a reset mask selects, (n,) int64; the errors are those of `gymnasium.vector.SyncVectorEnv`."""
+    """The slots that a reset mask selects, (n,) int64; errors as in Gymnasium's `SyncVectorEnv`."""
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         raise TypeError(f"options['reset_mask'] must be a numpy array of dtype bool, got {mask!r:.80}")
     if mask.shape != (num_envs,) or not mask.any():

@@ -1,4 +1,4 @@
-"""Every environment id of this package, in one table. Entry points are strings: registering imports no torch."""
+"""Every environment id of this package, in one table. Entry points are strings: no torch is imported."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Renderer:
     def render(self, slot: int) -> Any:
         """A str for "ansi", a (400, 800, 3) uint8 array for "rgb_array"; otherwise None."""
         if self._mode is None:
-            logger.warn('render() does nothing without a render_mode, e.g. gymnasium.make(id, render_mode="ansi")')
+            logger.warn('render() needs a render_mode: gymnasium.make(id, render_mode="ansi"), say')
         if self._mode == "ansi":
             pieces = self._pieces(slot, with_probabilities=False)
             text = "".join(f"{_BOLD}{piece.text}{_PLAIN}" if piece.own else piece.text for piece in pieces)
@@ -67,7 +67,7 @@ class Renderer:
         return self._frame(slot) if self._mode == "rgb_array" else None
 
     def show(self, slot: int) -> None:
-        """In "human" mode, prints what is new since the last call: text as it grows, the result at the end."""
+        """In "human" mode, prints what is new since the last call: the text as it grows, then the result."""
         if self._mode != "human":
             return
         over = not self._core.episodes.arrays.running[slot]
@@ -98,7 +98,7 @@ class Renderer:
         a, decode = self._core.episodes.arrays, self._core.language_model.decode
         ids = a.tokens[slot, : a.lengths[slot]].tolist()
         own = a.own[slot, : len(ids)].astype(bool)
-        probabilities = self._probabilities(ids) if with_probabilities else None
+        probabilities = self._probabilities(ids) if with_probabilities else [None] * len(ids)
         starts = np.flatnonzero(np.diff(own, prepend=~own[:1]))
         pieces = []
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
@@ -110,15 +110,15 @@ class Renderer:
                 text = decode(ids[start : at + 1])
                 if at + 1 < end:
                     text = text.rstrip(_HALF)  # the character belongs to the token that completes it
-                pieces.append(Piece(text[len(before) :], True, probabilities and probabilities[at]))
+                pieces.append(Piece(text[len(before) :], True, probabilities[at]))
                 before = text
         return pieces
 
-    def _probabilities(self, ids: list[int]) -> list[float] | None:
+    def _probabilities(self, ids: list[int]) -> list[float] | list[None]:
         """The probability of each token given those before it, if the language model's weights are loaded."""
         model = self._core.language_model
         if "model" not in vars(model) or len(ids) < 2:  # a cached property: there once it was used
-            return None
+            return [None] * len(ids)
         (log_probs,) = model.log_probs([ids[:1]], [ids[1:]])
         return [1.0, *np.exp(log_probs).tolist()]
 
@@ -142,7 +142,7 @@ class Renderer:
                 draw.text((span.x, y), span.text, font=font, fill=_INK)
         draw.line((_MARGIN, footer, WIDTH - _MARGIN, footer), fill=_RULE)
         shaded = any(piece.probability is not None for piece in pieces)
-        legend = "shading: probability of the token, red 0 to green 1" if shaded else "shaded: the agent's tokens"
+        legend = "shading: probability, red 0 to green 1" if shaded else "shaded: the agent's tokens"
         draw.text((_MARGIN, footer + 8), self._status(slot), font=small, fill=_INK)
         draw.text((WIDTH - _MARGIN, footer + 8), legend, font=small, fill=_FAINT, anchor="ra")
         return np.array(image)

@@ -1,7 +1,7 @@
-"""Resumable state of episodes in plain arrays: seeds, options and tokens are kept, everything else is replayed.
+"""Resumable state of episodes in plain arrays: seeds, options and tokens are kept, the rest is replayed.
 
-Task states are never serialised: a task is a function of its dice and of the completions it was given, so the same
-`start` and `respond` calls lead to the same states.
+Task states are never serialised: a task is a function of its dice and of the completions it was given, so the
+same `start` and `respond` calls lead to the same states.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def pack(arrays: EpisodeArrays) -> dict[str, np.ndarray]:
     """The state of B slots, M earlier turns among them, as arrays that `numpy.savez` writes without pickling.
 
     Returns:
-        The (B,) arrays keys, episodes, origin, dice, running, steps and returns of `EpisodeArrays`; `options` (B,)
-        JSON texts; `turns` (B,) earlier turns per slot; `turn_dice` (M,) uint64 and `turn_lengths` (M,) int64 of
-        these turns, slot by slot; `turn_tokens` all their tokens; `lengths` (B,) and `tokens` the tokens of the
-        turns in progress.
+        The (B,) arrays keys, episodes, origin, dice, running, steps and returns of `EpisodeArrays`; `options`
+        (B,) JSON texts; `turns` (B,) earlier turns per slot; `turn_dice` (M,) uint64 and `turn_lengths` (M,)
+        int64 of these turns, slot by slot; `turn_tokens` all their tokens; `lengths` (B,) and `tokens` the
+        tokens of the turns in progress.
     """
     own = [
         row[start:end].tolist()
@@ -51,7 +51,8 @@ def replay(episodes: Episodes, state: Mapping[str, np.ndarray]) -> None:
     """
     a = episodes.arrays
     if np.shape(state["keys"]) != a.keys.shape:
-        raise ValueError(f"the state is of {np.size(state['keys'])} slots, this environment has {len(a.keys)}")
+        count = np.size(state["keys"])
+        raise ValueError(f"the state is of {count} slots, this environment has {len(a.keys)}")
     for name in ("keys", "episodes", "origin"):
         getattr(a, name)[:] = state[name]
     for slot, option in enumerate(state["options"].tolist()):
@@ -67,7 +68,7 @@ def replay(episodes: Episodes, state: Mapping[str, np.ndarray]) -> None:
         _write(episodes, slots, [earlier[turn] for turn in first_turn[slots] + number])
         answers, truncated = episodes.answer(slots, episodes.finish_reasons(slots))
         if answers.done.any() or truncated.any():
-            raise ValueError("the state cannot be replayed: the task ends an episode that it did not end before")
+            raise ValueError("the state cannot be replayed: the task now ends an episode that went on")
     current = _split(state["tokens"], state["lengths"])
     _write(episodes, begun, [current[slot] for slot in begun])
     for name in _COPIED:

@@ -12,7 +12,7 @@ _SAMPLE_CHARACTERS = [chr(code) for code in range(32, 127)] + list("\n\téßœЖ
 
 
 class UnicodeText(Space[str]):
-    """Every str of at most `max_length` characters; Gymnasium's `Text` refuses blanks and punctuation by default.
+    """Every str of at most `max_length` characters; Gymnasium's `Text` refuses blanks by default.
 
     Vector environments batch it as a tuple of str. There is no way to flatten it.
 

@@ -23,26 +23,28 @@ class TextGenEnv(gymnasium.Env):
     """Text generation, one token an action.
 
     ## Description
-    The environment shows a prompt; each action writes one token behind it. A turn is over at the end-of-sequence
-    token (EOS), at a stop string or after `max_new_tokens`; then the task reads the completion, pays its reward
-    and either ends the episode or answers, and the next turn begins. Tasks of one turn are the usual case.
+    The environment shows a prompt; each action writes one token behind it. A turn is over at the
+    end-of-sequence token (EOS), at a stop string or after `max_new_tokens`; then the task reads the
+    completion, pays its reward and either ends the episode or answers, and the next turn begins. Tasks of one
+    turn are the usual case.
 
-    `TextGen-v0` is the task "continuation": continue a story opening so that the text turns out well and stays
-    fluent. Its model, prompts and reward are arguments (see below).
+    `TextGen-v0` is the task "continuation": continue a story opening so that the text turns out well and
+    stays fluent. Its model, prompts and reward are arguments (see below).
 
     ## Observation space
     `observation="tokens"`, a `Dict` of arrays over the context window (L = `context_length`), right-padded:
 
-    | Key               | Shape  | Dtype | Range  | Meaning                                               |
-    |-------------------|--------|-------|--------|-------------------------------------------------------|
-    | `input_ids`       | `(L,)` | int64 | 0..V-1 | prompt and completion; the model's pad token behind   |
-    | `attention_mask`  | `(L,)` | int8  | 0, 1   | 1 for a token, 0 for padding                          |
-    | `completion_mask` | `(L,)` | int8  | 0, 1   | 1 for the tokens that the agent wrote                 |
+    | Key               | Shape  | Dtype | Range  | Meaning                                          |
+    |-------------------|--------|-------|--------|--------------------------------------------------|
+    | `input_ids`       | `(L,)` | int64 | 0..V-1 | the context, behind it the model's pad token     |
+    | `attention_mask`  | `(L,)` | int8  | 0, 1   | 1 for a token, 0 for padding                     |
+    | `completion_mask` | `(L,)` | int8  | 0, 1   | 1 for the tokens that the agent wrote            |
 
-    The first two are what a Hugging Face model takes; its next-token logits stand at the last attended position.
+    The first two are what a Hugging Face model takes; its next-token logits stand at the last attended
+    position.
 
-    `observation="embedding"`, a `Box` of shape `(H+1,)`, float32: the language model's hidden state at the last
-    token, and the share of the turn's budget that is left (0..1). For MLP policies.
+    `observation="embedding"`, a `Box` of shape `(H+1,)`, float32: the language model's hidden state at the
+    last token, and the share of the turn's budget that is left (0..1). For MLP policies.
 
     `observation="text"`, a `lm_envs.spaces.UnicodeText`: the context, decoded without special tokens.
 
@@ -53,66 +55,71 @@ class TextGenEnv(gymnasium.Env):
     `info["candidates"]`, `(top_k,)` int64, most likely first, at reset and after each step.
 
     ## Rewards
-    The task's reward, one finite float paid on the token that ends a turn; 0 on all other tokens and where an
-    episode is truncated. "continuation" pays, unless `reward` is given,
-    `sentiment + fluency_weight * min(0, log_prob - fluency_threshold)`: VADER's compound score of the completion
-    (-1..1), and the mean log-probability of its tokens under the frozen model (nats). The parts are in
-    `info["reward_parts"]`.
+    The task's reward, one finite float paid on the token that ends a turn; 0 on all other tokens. Unless
+    `reward` is given, "continuation" pays
+    `sentiment + fluency_weight * min(0, log_prob - fluency_threshold)`: VADER's compound score of the completion (-1..1), and the mean log-probability of its tokens under the
+    frozen model (nats per token). The parts are in `info["reward_parts"]`.
 
-    When a turn is over, `info` holds `prompt`, `completion`, `finish_reason` ("eos", "stop", "length", or "task"
-    where a task ends the episode for a reason of its own), `prompt_tokens` (context before the turn),
-    `completion_tokens`, `turns` (turns of this episode up to now) and what the task adds.
+    When a turn is over, `info` holds `prompt`, `completion`, `finish_reason` ("eos", "stop", "length", or
+    "task" where a task ends the episode for a reason of its own), `prompt_tokens` (the context before the
+    turn), `completion_tokens`, `turns` (turns of this episode up to now) and what the task adds.
 
     ## Starting state
-    A prompt drawn by the task. `reset(seed=s)` fixes this and all later episodes; `reset()` begins the seed's next
-    episode. Every random draw is a hash of (seed, episode, step), so a slot of a vector environment goes the way
-    of a single environment with its seed. `options={"prompt": str}` sets the prompt, `{"task_index": int}` picks it.
+    A prompt drawn by the task. `reset(seed=s)` fixes this and all later episodes; `reset()` begins the seed's
+    next episode. Every random draw is a hash of (seed, episode, step), so a slot of a vector environment goes
+    the way of a single environment with its seed. `options={"prompt": str}` sets the prompt,
+    `{"task_index": int}` picks it.
 
     ## Episode end
-    Terminated when the task says so ("continuation": after one turn). Truncated, without a reward for the turn, when
-    a token that does not end its turn fills the context window (`finish_reason` "length"); and, with the reward
-    for the turn, when a multi-turn task's answer leaves no room for another token (the answer is not shown then).
+    Terminated when the task says so ("continuation": after one turn). Truncated when the context window is
+    full: without a reward for the turn (and with `finish_reason` "length") when a token that does not end its
+    turn fills it; with the reward for the turn when a multi-turn task's answer would leave no room for
+    another token (that answer is not shown).
 
     ## Arguments
-    | Name               | Type                 | Default          | Meaning                                     |
-    |--------------------|----------------------|------------------|---------------------------------------------|
-    | `task`             | str or `Task`        | `"continuation"` | the name of a task, or an own one           |
-    | `model`            | str or None          | `None`           | folder or hub id; None: the bundled model   |
-    | `max_new_tokens`   | int                  | `48`             | tokens that a turn may have                 |
-    | `stop`             | str or list of str   | `()`             | strings that end a turn; not in `completion` |
-    | `context_length`   | int or None          | `None`           | L, tokens; None: the model's                |
-    | `truncate_prompts` | bool                 | `False`          | cut long prompts at the front, not refuse   |
-    | `observation`      | str                  | `"tokens"`       | "tokens", "embedding" or "text"             |
-    | `actions`          | str                  | `"token"`        | "token" or "top_k"                          |
-    | `top_k`            | int                  | `50`             | number of candidates for "top_k"            |
-    | `chat`             | bool                 | `False`          | prompts go through the chat template        |
-    | `device`           | str                  | `"auto"`         | torch device of the language model          |
-    | `dtype`            | str                  | `"auto"`         | of its weights, e.g. "float64"              |
-    | `render_mode`      | str or None          | `None`           | "ansi", "human" or "rgb_array"              |
-    | `**task_kwargs`    |                      |                  | arguments of the named task                 |
+    | Name               | Type               | Default          | Meaning                                  |
+    |--------------------|--------------------|------------------|------------------------------------------|
+    | `task`             | str or `Task`      | `"continuation"` | the name of a task, or an own one        |
+    | `model`            | str or None        | `None`           | folder or hub id; None: the bundled one  |
+    | `max_new_tokens`   | int                | `48`             | tokens that a turn may have              |
+    | `stop`             | str or list of str | `()`             | end a turn; cut off the completion       |
+    | `context_length`   | int or None        | `None`           | L, tokens; None: the model's             |
+    | `truncate_prompts` | bool               | `False`          | long prompts lose tokens at the front    |
+    | `observation`      | str                | `"tokens"`       | "tokens", "embedding" or "text"          |
+    | `actions`          | str                | `"token"`        | "token" or "top_k"                       |
+    | `top_k`            | int                | `50`             | number of candidates for "top_k"         |
+    | `chat`             | bool               | `False`          | prompts go through the chat template     |
+    | `device`           | str                | `"auto"`         | torch device of the language model       |
+    | `dtype`            | str                | `"auto"`         | of its weights, e.g. "float64"           |
+    | `render_mode`      | str or None        | `None`           | "ansi", "human" or "rgb_array"           |
+    | `**task_kwargs`    |                    |                  | arguments of the named task              |
 
     Arguments of "continuation" (`lm_envs.tasks.continuation.Continuation`):
 
-    | Name                | Type                  | Default   | Meaning                                          |
-    |---------------------|-----------------------|-----------|--------------------------------------------------|
-    | `prompts`           | list, path or None    | `None`    | texts, .txt or .jsonl; None: generated openings  |
-    | `split`             | str                   | `"train"` | "train" or "test", of the generated openings     |
-    | `reward`            | callable or None      | `None`    | `reward(prompts, completions, **columns)`        |
-    | `fluency_weight`    | float                 | `0.5`     | reward per nat per token below the threshold     |
-    | `fluency_threshold` | float                 | `-1.5`    | nats per token                                   |
+    | Name                | Type                | Default   | Meaning                                        |
+    |---------------------|---------------------|-----------|------------------------------------------------|
+    | `prompts`           | list, path or None  | `None`    | texts, .txt or .jsonl; None: generated stories |
+    | `split`             | str                 | `"train"` | "train" or "test", of the generated stories    |
+    | `reward`            | callable or None    | `None`    | `reward(prompts, completions, **columns)`      |
+    | `fluency_weight`    | float               | `0.5`     | reward per nat per token below the threshold   |
+    | `fluency_threshold` | float               | `-1.5`    | nats per token                                 |
 
     ## Vectorized use
     `gymnasium.make_vec("TextGen-v0", num_envs=8)` makes a `TextGenVectorEnv`: one batch, the same episodes.
 
     ## References
-    - Hutto and Gilbert, "VADER: A parsimonious rule-based model for sentiment analysis of social media text", 2014.
+    - Hutto and Gilbert, "VADER: a parsimonious rule-based model for sentiment analysis of social media text",
+      2014.
     - Ziegler et al., "Fine-tuning language models from human preferences", 2019.
 
     ## Version history
     - v0: initial version (lm-envs 0.1.0).
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 10}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "render_modes": ["ansi", "human", "rgb_array"],
+        "render_fps": 10,
+    }
 
     def __init__(
         self,
@@ -180,15 +187,17 @@ class TextGenEnv(gymnasium.Env):
         """Begins a new episode.
 
         Args:
-            seed: makes this episode and all that follow it reproducible. Without a seed, the next episode of the
-                present seed begins.
-            options: None, `{"prompt": str}` (use this text) or `{"task_index": int}` (use this item of the task).
+            seed: makes this episode and all that follow it reproducible. Without a seed, the next episode of
+                the present seed begins.
+            options: None, `{"prompt": str}` (use this text) or `{"task_index": int}` (use this item of the
+                task).
 
         Returns:
             The observation and the info (`candidates` for "top_k" actions).
 
         Raises:
-            ValueError: unknown options, or a prompt that is no text, empty (for a model without BOS) or too long.
+            ValueError: unknown options, or a prompt that is no text, empty (for a model without BOS) or too
+                long.
         """
         checked = check_options(options)
         super().reset(seed=seed)
@@ -252,7 +261,7 @@ class TextGenEnv(gymnasium.Env):
         self._core.restore_state(state)
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The resumable state: plain arrays without pickles, for `numpy.savez` or safetensors. See `set_state`."""
+        """The resumable state: plain arrays, for `numpy.savez` without pickles. See `set_state`."""
         return {**self._core.get_state(), "np_random": pack_generator(self.np_random)}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class TextGenVectorEnv(VectorEnv):
     """`num_envs` independent episodes of `TextGenEnv`, stepped, rewarded and embedded in one batch.
 
-    Slot i does what a single environment seeded alike does, whatever its neighbours do: observations, rewards and
-    infos are those of `gymnasium.vector.SyncVectorEnv` over single environments, in all three autoreset modes.
-    Numbers from the language model ("embedding") agree up to rounding.
+    Slot i does what a single environment seeded alike does, whatever its neighbours do: observations, rewards
+    and infos are those of `gymnasium.vector.SyncVectorEnv` over single environments, in all three autoreset
+    modes. Numbers from the language model ("embedding") agree up to rounding.
 
     Made by `gymnasium.make_vec("TextGen-v0", num_envs=8, ...)`.
 
@@ -34,8 +34,10 @@ class TextGenVectorEnv(VectorEnv):
         num_envs: B, the number of slots.
         task: as in `TextGenEnv`.
         model: as in `TextGenEnv`.
-        autoreset_mode: `AutoresetMode.NEXT_STEP` (default), `SAME_STEP` or `DISABLED`, or their values as str.
-        max_episode_steps: tokens after which an episode is truncated, as by Gymnasium's `TimeLimit`; None: no limit.
+        autoreset_mode: `AutoresetMode.NEXT_STEP` (default), `SAME_STEP` or `DISABLED`, or their values as
+            str.
+        max_episode_steps: tokens after which an episode is truncated, as by Gymnasium's `TimeLimit`; None: no
+            limit.
         render_mode: None, "ansi" or "rgb_array"; frames come as a tuple, one per slot.
         settings: the other arguments of `TextGenEnv`.
 
@@ -105,8 +107,8 @@ class TextGenVectorEnv(VectorEnv):
 
         Args:
             seed: slot i gets `seed + i`, or item i of a sequence; None goes on with the slot's present seed.
-            options: those of `TextGenEnv.reset`, the same for every slot, and `"reset_mask"`: (B,) bool array, reset
-                these slots only.
+            options: those of `TextGenEnv.reset`, the same for every slot, and `"reset_mask"`: (B,) bool
+                array, reset these slots only.
 
         Returns:
             Observations of all slots, and infos in Gymnasium's vector format.
@@ -133,7 +135,7 @@ class TextGenVectorEnv(VectorEnv):
                 raise ValueError("options['reset_mask'] must select every slot in the first reset")
             observation, candidates = self._core.view.look(episodes.all_slots)
         infos: dict[str, Any] = {}
-        self._add_candidates(infos, candidates, slots)
+        self._propose(infos, candidates, slots)
         return observation, infos
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -143,11 +145,12 @@ class TextGenVectorEnv(VectorEnv):
             actions: (B,) integers. In NEXT_STEP mode the actions of slots that are being reset are not read.
 
         Returns:
-            Observations; rewards (B,) float64; terminations and truncations (B,) bool; infos in Gymnasium's vector
-            format, with `final_obs` and `final_info` in SAME_STEP mode.
+            Observations; rewards (B,) float64; terminations and truncations (B,) bool; infos in Gymnasium's
+            vector format, with `final_obs` and `final_info` in SAME_STEP mode.
 
         Raises:
-            InvalidAction, ResetNeeded, RewardError, FloatingPointError: as `TextGenEnv.step`, naming the slot.
+            InvalidAction, ResetNeeded, RewardError, FloatingPointError: as `TextGenEnv.step`, naming the
+            slot.
         """
         episodes = self._core.episodes
         mode = self.autoreset_mode
@@ -174,7 +177,7 @@ class TextGenVectorEnv(VectorEnv):
             observation, candidates = self._core.view.look(episodes.all_slots)
         for slot in sorted(result.infos.keys() - set(again.tolist())):
             self._add_info(infos, result.infos[slot], slot)
-        self._add_candidates(infos, candidates, episodes.all_slots)
+        self._propose(infos, candidates, episodes.all_slots)
         return observation, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[Any, ...]:
@@ -227,8 +230,8 @@ class TextGenVectorEnv(VectorEnv):
                 final_obs = observations[row]
             self._add_info(infos, {"final_obs": final_obs, "final_info": final_info}, slot)
 
-    def _add_candidates(self, infos: dict[str, Any], candidates: np.ndarray | None, slots: np.ndarray) -> None:
-        """Makes new candidates of all slots the current ones, and adds those of `slots` to the infos."""
+    def _propose(self, infos: dict[str, Any], candidates: np.ndarray | None, slots: np.ndarray) -> None:
+        """Makes the candidates of all slots the current ones, and adds those of `slots` to the infos."""
         if candidates is None:
             return
         self._core.candidates = candidates

@@ -119,11 +119,8 @@ class View:
             return UnicodeText(length * longest_token)
         return spaces.Dict(
             {
-                "input_ids": spaces.Box(0, self._largest_id(), (length,), np.int64),
+                "input_ids": spaces.Box(0, self.language_model.vocab_size - 1, (length,), np.int64),
                 "attention_mask": spaces.Box(0, 1, (length,), np.int8),
                 "completion_mask": spaces.Box(0, 1, (length,), np.int8),
             }
         )
-
-    def _largest_id(self) -> int:
-        return max(self.language_model.vocab_size - 1, self.episodes.pad_token_id)

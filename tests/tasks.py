@@ -55,7 +55,7 @@ class BoardState:
 
 
 class Board:
-    """Shows a counter; every turn lowers it by a random amount and shows the new board in place of the old one.
+    """Shows a counter; every turn lowers it by a random amount and shows the new board only.
 
     The game is won at 0, which pays 1; a turn before that pays minus the length of its text over 100.
     """
@@ -65,7 +65,10 @@ class Board:
         return BoardState(options.get("prompt", f"counter {counter}"), counter)
 
     def respond(
-        self, states: Sequence[BoardState], completions: Sequence[Completion], rngs: Sequence[np.random.Generator]
+        self,
+        states: Sequence[BoardState],
+        completions: Sequence[Completion],
+        rngs: Sequence[np.random.Generator],
     ) -> list[Feedback]:
         return [self._answer(*each) for each in zip(states, completions, rngs, strict=True)]
 
@@ -75,4 +78,6 @@ class Board:
             return Feedback(1.0, True, info={"finish_reason": "task", "reward_parts": {"won": 1.0}})
         board = f"counter {counter}" + "!" * counter
         text = -len(completion.text) / 100
-        return Feedback(text, False, BoardState(board, counter), {"reward_parts": {"text": text}}, Replace(board))
+        return Feedback(
+            text, False, BoardState(board, counter), {"reward_parts": {"text": text}}, Replace(board)
+        )

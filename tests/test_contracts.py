@@ -65,7 +65,7 @@ def test_sb3_check_env(case: tuple[str, dict[str, Any]], mode: dict[str, Any]) -
 
 @pytest.mark.parametrize("observation", ["tokens", "embedding", "text"])
 def test_whole_episodes(case: tuple[str, dict[str, Any]], observation: str) -> None:
-    """Same seed, same episodes; another seed, others; observations in the space; finite rewards where paid."""
+    """Same seed, same episodes; another seed, others; observations in the space; finite rewards."""
     env_id, kwargs = case
     logs = []
     for seed in (1, 1, 2):

@@ -23,7 +23,8 @@ def length_reward(prompts: list[str], completions: list[str], **columns: Any) ->
 
 def make(model: str, prompts: Any = ("The key",), **kwargs: Any) -> TextGenEnv:
     """TextGen-v0's task on a tiny model; the reward is the number of characters."""
-    return TextGenEnv(model=model, prompts=prompts, **{"reward": length_reward, "max_new_tokens": 6, **kwargs})
+    defaults = {"reward": length_reward, "max_new_tokens": 6}
+    return TextGenEnv(model=model, prompts=prompts, **{**defaults, **kwargs})
 
 
 def write(env: TextGenEnv, text: str) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -99,7 +100,8 @@ def test_unicode_text_space() -> None:
     assert all(sample in space for sample in samples)
     assert any(not sample.isascii() for sample in samples)
     assert max(map(len, samples)) > 40
-    assert samples == [sample for same in [UnicodeText(100, seed=1)] for sample in [same.sample() for _ in range(50)]]
+    again = UnicodeText(100, seed=1)
+    assert samples == [again.sample() for _ in range(50)]
     assert "Grüße, 東京 🙂\n" in space
     assert "x" * 101 not in space
     assert 3 not in space
@@ -110,7 +112,8 @@ def test_unicode_text_space() -> None:
         UnicodeText(0)
 
 
-BAD_ACTIONS = [-1, 10**6, 2**70, True, np.True_, 1.0, float("nan"), np.float32(2), None, "3", [3], np.array([3])]
+BAD_INTEGERS = [-1, 10**6, 2**70, True, np.True_]
+BAD_ACTIONS = [*BAD_INTEGERS, 1.0, float("nan"), np.float32(2), None, "3", [3], np.array([3])]
 
 
 @pytest.mark.parametrize("action", BAD_ACTIONS, ids=repr)

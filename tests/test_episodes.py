@@ -166,7 +166,8 @@ def test_any_interleaving_equals_the_reference(name: str, context_length: int, s
                 episodes.begin(np.array([slot]), options)
                 reference.begin(options)
         slots = [s for s, reference in enumerate(references) if reference.running and rng.random() < 0.8]
-        tokens = np.where(rng.random(len(slots)) < 0.2, rng.choice(ENDINGS), rng.integers(EOS, size=len(slots)))
+        ends = rng.random(len(slots)) < 0.2
+        tokens = np.where(ends, rng.choice(ENDINGS), rng.integers(EOS, size=len(slots)))
         step = episodes.step(tokens, np.array(slots, np.int64))
         for row, slot in enumerate(slots):
             reward, terminated, truncated, info = references[slot].step(int(tokens[row]))

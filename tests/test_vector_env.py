@@ -15,7 +15,7 @@ NUM_ENVS = 3
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
-    """Whether two observations or infos have the same structure, dtypes and values, floats up to `tolerance`."""
+    """Whether two observations or infos have one structure, dtypes and values, floats up to `tolerance`."""
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k], tolerance) for k in a)
     if isinstance(a, tuple):
@@ -54,7 +54,8 @@ class Pair:
     def step(self, actions: np.ndarray) -> np.ndarray:
         """Returns which episodes have ended."""
         theirs, ours = self.oracle.step(actions), self.vector.step(actions)
-        for name, a, b in zip(("obs", "rewards", "terminated", "truncated", "infos"), theirs, ours, strict=True):
+        names = ("observations", "rewards", "terminations", "truncations", "infos")
+        for name, a, b in zip(names, theirs, ours, strict=True):
             assert same(a, b, self.tolerance), (name, a, b)
         assert ours[1].dtype == np.float64
         return ours[2] | ours[3]
@@ -96,7 +97,9 @@ def test_equals_single_environments(
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_partial_reset_in_the_middle_of_episodes(tiny_gpt2: str, mode: AutoresetMode) -> None:
-    pair = Pair(mode, task=Dialogue(), model=tiny_gpt2, max_new_tokens=3, observation="embedding", actions="top_k")
+    pair = Pair(
+        mode, task=Dialogue(), model=tiny_gpt2, max_new_tokens=3, observation="embedding", actions="top_k"
+    )
     rng = np.random.default_rng(1)
     pair.reset(seed=0)
     for _ in range(25):

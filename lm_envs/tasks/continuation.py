@@ -41,12 +41,12 @@ class Continuation:
 
     Args:
         language_model: the frozen model of the environment; the default reward asks it how fluent a text is.
-        prompts: a list of texts, or the path of a `.txt` (one prompt a line) or `.jsonl` file (key "prompt"; the
-            other keys are passed to the reward as columns). None: openings of generated stories, those of the
-            bundled model's corpus.
+        prompts: a list of texts, or the path of a `.txt` (one prompt a line) or `.jsonl` file (key "prompt";
+            the other keys are passed to the reward as columns). None: openings of generated stories, those of
+            the bundled model's corpus.
         split: "train" or "test", the split of generated stories; not with `prompts`.
-        reward: any callable `reward(prompts, completions, **columns)`, see `lm_envs.rewards`. None: sentiment plus
-            `fluency_weight` times fluency, see `default_reward`.
+        reward: any callable `reward(prompts, completions, **columns)`, see `lm_envs.rewards`. None: sentiment
+            plus `fluency_weight` times fluency, see `default_reward`.
         fluency_weight: weight of the default reward's fluency term, >= 0.
         fluency_threshold: nats per token; mean log-probs above it are fluent enough.
 
@@ -122,7 +122,7 @@ class Continuation:
 
 
 class EnoughFluency:
-    """`min(0, mean log-prob - threshold)`: punishes word salad, and gives nothing for the most predictable text.
+    """`min(0, mean log-prob - threshold)`: punishes word salad, gives nothing for predictable text.
 
     Range: at most 0, nats per token. An empty completion counts as a uniform guess (see `Fluency`).
 

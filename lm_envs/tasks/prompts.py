@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_FILE = "the path of a .txt or .jsonl file"
+
 
 def check_text(text: Any, name: str) -> None:
     """Raises ValueError naming `name` unless `text` is a str that UTF-8 can hold (no lone surrogates)."""
@@ -23,8 +25,9 @@ def load_prompts(prompts: Sequence[str] | str | Path) -> list[dict[str, Any]]:
     """Prompts and their columns.
 
     Args:
-        prompts: a non-empty sequence of texts, or the path of a UTF-8 file: `.txt`, one prompt a line (blank lines
-            are skipped), or `.jsonl`, one object a line with the key "prompt"; all lines have the same keys.
+        prompts: a non-empty sequence of texts, or the path of a UTF-8 file: `.txt`, one prompt a line (blank
+            lines are skipped), or `.jsonl`, one object a line with the key "prompt"; all lines have the same
+            keys.
 
     Returns:
         One dict a prompt, with the key "prompt" and, from a JSON Lines file, its other columns.
@@ -36,9 +39,7 @@ def load_prompts(prompts: Sequence[str] | str | Path) -> list[dict[str, Any]]:
     if isinstance(prompts, str | Path):
         return _load_file(Path(prompts))
     if not isinstance(prompts, Sequence) or not prompts:
-        raise ValueError(
-            f"prompts must be a non-empty list of str, or a path to a .txt or .jsonl file; got {prompts!r:.60}"
-        )
+        raise ValueError(f"prompts must be a non-empty list of str or {_FILE}, got {prompts!r:.60}")
     for index, prompt in enumerate(prompts):
         check_text(prompt, f"prompts[{index}]")
     return [{"prompt": prompt} for prompt in prompts]
@@ -46,7 +47,7 @@ def load_prompts(prompts: Sequence[str] | str | Path) -> list[dict[str, Any]]:
 
 def _load_file(path: Path) -> list[dict[str, Any]]:
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"prompts must be a list of str, or a path to a .txt or .jsonl file; got {str(path)!r}")
+        raise ValueError(f"prompts must be a non-empty list of str or {_FILE}, got {str(path)!r}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -55,9 +56,10 @@ def _load_file(path: Path) -> list[dict[str, Any]]:
     # Not splitlines(): JSON strings and prompts may hold U+2028 and its like.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            row = {"prompt": line.rstrip("\r")} if path.suffix == ".txt" else _parse(line, f"{path}, line {number}")
+            name = f"{path}, line {number}"
+            row = _parse(line, name) if path.suffix == ".jsonl" else {"prompt": line.rstrip("\r")}
             if rows and row.keys() != rows[0].keys():
-                raise ValueError(f"{path}, line {number}: columns {sorted(row)}, before it {sorted(rows[0])}")
+                raise ValueError(f"{name}: columns {sorted(row)}, before it {sorted(rows[0])}")
             rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no prompts")

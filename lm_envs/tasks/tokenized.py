@@ -129,7 +129,8 @@ class TokenizedTask:
     def _ends_in_stop(self, turn: np.ndarray) -> bool:
         """Whether a turn's text holds a stop string, none having been there one token ago.
 
-        A token that is not special stands for at least one byte, so the string lies in the last few such tokens.
+        A token that is not special stands for at least one byte, so the string lies in the last few such
+        tokens.
         Only if it does is the whole turn decoded, to be sure: some tokenizers decode a tail differently.
         """
         longest = max(len(stop.encode()) for stop in self.stop)
@@ -150,9 +151,9 @@ class TokenizedTask:
         room = self._max_prompt_tokens
         if len(ids) > room and not self._truncate_prompts:
             raise ValueError(
-                f"{name} has {len(ids)} tokens, at most {room} fit: context_length {room + self._max_new_tokens} "
-                f"minus max_new_tokens {self._max_new_tokens}. Shorten it, lower max_new_tokens, or keep its last "
-                f"tokens only (truncate_prompts=True). It begins {prompt[:40]!r}"
+                f"{name} has {len(ids)} tokens, at most {room} fit: context_length "
+                f"{room + self._max_new_tokens} minus max_new_tokens {self._max_new_tokens}. Shorten it, "
+                f"lower max_new_tokens, or pass truncate_prompts=True. It begins {prompt[:40]!r}"
             )
         return self._truncated(ids)
 
@@ -182,12 +183,13 @@ def _check_feedback(feedback: Any, completion: Completion) -> None:
     reward = feedback.reward
     is_number = isinstance(reward, int | float | np.integer | np.floating) and not isinstance(reward, bool)
     if not is_number or not math.isfinite(reward):
-        message = f"the reward of slot {slot} must be a finite number, got {reward!r} for the completion {text!r}"
+        message = f"the reward of slot {slot} must be a finite number, got {reward!r} for {text!r}"
         raise RewardError(message, slot=slot, text=text, value=reward)
     if not isinstance(feedback.done, bool | np.bool_):
         raise TypeError(f"Feedback.done must be a bool, got {feedback.done!r} for slot {slot}")
     if not isinstance(feedback.context, Append | Replace | None):
-        raise TypeError(f"Feedback.context must be Append, Replace or None, got {feedback.context!r} for slot {slot}")
+        got = f"{feedback.context!r:.60} for slot {slot}"
+        raise TypeError(f"Feedback.context must be Append, Replace or None, got {got}")
     taken = set(feedback.info) & set(INFO_KEYS) - {"finish_reason"}
     if taken or not isinstance(feedback.info, Mapping):
         raise ValueError(f"Feedback.info must be a dict without the keys {sorted(taken)}, for slot {slot}")

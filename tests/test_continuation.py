@@ -1,0 +1,331 @@
+"""The task "continuation": prompts, options, rewards; and `TextGenEnv`'s docstring against the code."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import save_tiny
+from tasks import Dialogue
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from lm_envs.language_model import LanguageModel
+from lm_envs.pretraining.stories import story
+from lm_envs.tasks.continuation import Continuation
+from lm_envs.text_env import TextGenEnv
+from lm_envs.vector_env import TextGenVectorEnv
+
+
+def zero(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def make(model: str, prompts: Any, **kwargs: Any) -> TextGenEnv:
+    return TextGenEnv(model=model, prompts=prompts, **{"reward": zero, "max_new_tokens": 4, **kwargs})
+
+
+def prompt_of(env: TextGenEnv, **kwargs: Any) -> str:
+    observation, _ = env.reset(**kwargs)
+    return env.language_model.decode(observation["input_ids"][: observation["attention_mask"].sum()])
+
+
+# Prompts
+
+
+def test_list_of_prompts(tiny_gpt2: str) -> None:
+    env = make(tiny_gpt2, ["a", "b", "c"])
+    assert {prompt_of(env, seed=seed) for seed in range(40)} == {"a", "b", "c"}
+    assert prompt_of(env, options={"task_index": 2}) == "c"
+    assert prompt_of(env, options={"prompt": "The end <eos>"}) == "The end <eos>"
+
+
+def test_text_file(tiny_gpt2: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("one\r\n\n  two é\u2028x\n".encode())
+    env = make(tiny_gpt2, str(path))
+    assert [prompt_of(env, options={"task_index": index}) for index in range(2)] == ["one", "  two é\u2028x"]
+
+
+def test_jsonl_columns_reach_the_reward(tiny_gpt2: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"p{i}", "reference": f"r{i}", "level": i} for i in range(4)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    seen: list[Any] = []
+
+    def reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        seen.append((prompts, completions, columns))
+        return [float(level) for level in columns["level"]]
+
+    env = TextGenVectorEnv(3, model=tiny_gpt2, prompts=path, reward=reward, max_new_tokens=1)
+    encode = env.language_model.encode
+    observation, _ = env.reset(seed=0)
+    _, rewards, _, _, infos = env.step([encode(letter)[0] for letter in "xyz"])
+    ((prompts, completions, columns),) = seen
+    assert completions == ["x", "y", "z"]
+    levels = [int(prompt[1]) for prompt in prompts]
+    assert rewards.tolist() == columns["level"] == levels
+    assert columns["reference"] == [f"r{level}" for level in levels]
+    assert columns["prompt_ids"] == [encode(prompt) for prompt in prompts]
+    assert columns["completion_ids"] == [encode(letter) for letter in "xyz"]
+    assert infos["prompt"].tolist() == prompts
+    for row, ids in zip(observation["input_ids"].tolist(), columns["prompt_ids"], strict=True):
+        assert row[: len(ids)] == ids
+
+
+BAD_FILES = [
+    ("a.txt", b"one\n\xff\n", r"a\.txt is not UTF-8"),
+    ("a.txt", b"\n \n", r"a\.txt holds no prompts"),
+    ("a.jsonl", b'{"prompt": "x"}\n{"prompt": \n', r"a\.jsonl, line 2 is not JSON"),
+    (
+        "a.jsonl",
+        b'{"prompt": "x"}\n\n{"text": "y"}',
+        r'a\.jsonl, line 3 must be a JSON object with the key "prompt"',
+    ),
+    ("a.jsonl", b'["x"]', r"a\.jsonl, line 1 must be a JSON object"),
+    ("a.jsonl", b'{"prompt": 3}', r"a\.jsonl, line 1, prompt must be a str, got int 3"),
+    ("a.jsonl", b'{"prompt": "\\ud800"}', r"a\.jsonl, line 1, prompt holds the lone surrogate"),
+    (
+        "a.jsonl",
+        b'{"prompt": "x", "a": 1}\n{"prompt": "y"}',
+        r"line 2: columns \['prompt'\], before it \['a', 'prompt'\]",
+    ),
+    ("a.csv", b"x", r"path of a \.txt or \.jsonl file, got '.*a\.csv'"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
+def test_bad_prompt_files(tiny_gpt2: str, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        make(tiny_gpt2, str(tmp_path / name))
+
+
+def test_missing_prompt_file(tiny_gpt2: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
+        make(tiny_gpt2, "nowhere.txt")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "prompts must be a non-empty list"),
+        (3, "prompts must be a non-empty list"),
+        (["a", 3], r"prompts\[1\] must be a str, got int 3"),
+        (["a", "b", "x\udc80y"], r"prompts\[2\] holds the lone surrogate '\\udc80' at character 1"),
+        (
+            ["a", "b " * 200],
+            r"prompts\[1\] has \d+ tokens, at most 60 fit: context_length 64 minus max_new_tokens 4",
+        ),
+    ],
+)
+def test_bad_prompts_are_refused_when_the_environment_is_made(
+    tiny_gpt2: str, prompts: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tiny_gpt2, prompts)
+
+
+def test_empty_prompt_is_bos_or_an_error(tiny_gpt2: str, tiny_qwen2: str) -> None:
+    env = make(tiny_gpt2, ["", "x"])
+    observation, _ = env.reset(options={"task_index": 0})
+    assert observation["attention_mask"].sum() == 1
+    assert observation["input_ids"][0] == env.language_model.bos_token_id
+    with pytest.raises(ValueError, match=r"prompts\[1\]: .*empty.*no BOS"):
+        make(tiny_qwen2, ["x", ""])
+
+
+def test_truncated_prompts_keep_their_last_tokens(tiny_llama: str) -> None:
+    text = "The baker is sad because the oven will not burn. " * 5
+    env = make(tiny_llama, [text, "short"], truncate_prompts=True)
+    ids = env.language_model.encode(text)
+    observation, _ = env.reset(options={"task_index": 0})
+    # Llama's tokenizer puts BOS in front, where it stays.
+    assert observation["input_ids"][:60].tolist() == [env.language_model.bos_token_id, *ids[-59:]]
+    assert observation["attention_mask"].sum() == 60
+    assert prompt_of(env, options={"task_index": 1}) == "short"
+
+
+# Options and arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"promt": "x"}, r"unknown reset options \['promt'\]; accepted: \['prompt', 'task_index'\]"),
+        ({"prompt": "x", "task_index": 0}, "not both"),
+        ({"prompt": b"x"}, r"options\['prompt'\] must be a str, got bytes"),
+        ({"prompt": "\ud800"}, r"options\['prompt'\] holds the lone surrogate"),
+        ({"prompt": "x" * 500}, r"prompt of slot 0 has \d+ tokens, at most 60 fit"),
+        ({"task_index": -1}, "must be an integer >= 0, got -1"),
+        ({"task_index": True}, "must be an integer >= 0, got True"),
+        ({"task_index": 3}, r"must be in 0\.\.1, got 3"),
+    ],
+)
+def test_bad_options_change_nothing(tiny_gpt2: str, options: dict[str, Any], message: str) -> None:
+    vector = TextGenVectorEnv(2, model=tiny_gpt2, prompts=["a", "b"], max_new_tokens=4)
+    for env in (make(tiny_gpt2, ["a", "b"]), vector):
+        env.reset(seed=0)
+        before = env.get_state()
+        with pytest.raises(ValueError, match=message):
+            env.reset(options=options)
+        assert all(np.array_equal(before[key], value) for key, value in env.get_state().items())
+
+
+@pytest.mark.parametrize(
+    ("mask", "error"),
+    [
+        ([True, False], TypeError),
+        (np.array([1, 0]), TypeError),
+        (np.array([True]), ValueError),
+        (np.array([False, False]), ValueError),
+    ],
+)
+def test_bad_reset_masks(tiny_gpt2: str, mask: Any, error: type[Exception]) -> None:
+    env = TextGenVectorEnv(2, Dialogue(), tiny_gpt2)
+    env.reset(seed=0)
+    with pytest.raises(error, match=r"options\['reset_mask'\]"):
+        env.reset(options={"reset_mask": mask})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"max_new_tokens": 0}, ValueError, r"max_new_tokens must be an integer in 1\.\.63, got 0"),
+        ({"max_new_tokens": 64}, ValueError, r"max_new_tokens must be an integer in 1\.\.63, got 64"),
+        ({"max_new_tokens": 2.0}, ValueError, "max_new_tokens must be an integer"),
+        ({"context_length": 65}, ValueError, r"context_length must be an integer in 2\.\.64, got 65"),
+        ({"stop": [""]}, ValueError, "stop must be a non-empty str"),
+        ({"stop": ["a", 3]}, ValueError, "stop must be a non-empty str"),
+        ({"observation": "token"}, ValueError, "observation must be one of .*'tokens'.*got 'token'"),
+        ({"actions": "tokens"}, ValueError, "actions must be one of .*got 'tokens'"),
+        (
+            {"actions": "top_k", "top_k": 0},
+            ValueError,
+            r"top_k must be in 1\.\.\d+ \(the vocabulary\), got 0",
+        ),
+        ({"task": "continue"}, ValueError, r"task must be one of \['continuation'\] or a task object"),
+        ({"task": Dialogue}, TypeError, "object with start"),
+        ({"task": Dialogue(), "prompts": ["a"]}, TypeError, r"unknown arguments \['prompts', 'reward'\]"),
+        ({"split": "tst", "prompts": None}, ValueError, "split must be 'train' or 'test', got 'tst'"),
+        ({"split": "test"}, ValueError, "cannot be used with prompts"),
+        ({"reward": 3}, TypeError, "reward must be callable, got 3"),
+        ({"fluency_weight": float("nan"), "reward": None}, ValueError, "fluency.*finite"),
+    ],
+)
+def test_bad_arguments(tiny_gpt2: str, kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        TextGenEnv(model=tiny_gpt2, **{"max_new_tokens": 4, "prompts": ["a"], "reward": zero, **kwargs})
+
+
+@pytest.mark.parametrize("kwargs", [{"num_envs": 0}, {"num_envs": 2, "max_episode_steps": 0}])
+def test_bad_vector_arguments(tiny_gpt2: str, kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be an integer >= 1, got 0"):
+        TextGenVectorEnv(task=Dialogue(), model=tiny_gpt2, **kwargs)
+
+
+# The default task
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_default_prompts_are_story_openings(tiny_gpt2: str, split: Any) -> None:
+    task = Continuation(LanguageModel.load(tiny_gpt2, lazy=True), split=split)
+    for seed in range(5):
+        state = task.start(np.random.default_rng(seed), {})
+        assert state.prompt == story(state.index, split).opening  # type: ignore[arg-type]
+    assert task.start(np.random.default_rng(0), {"task_index": 7}).prompt == story(7, split).opening
+
+
+def test_default_reward_by_hand(tmp_path: Path) -> None:
+    """VADER's own analyzer, and log-probs of a plain forward pass."""
+    folder = save_tiny(tmp_path, "gpt2")
+    env = TextGenEnv(
+        model=folder, prompts=["The key"], max_new_tokens=8, fluency_weight=0.25, fluency_threshold=-3.0
+    )
+    encode, eos = env.language_model.encode, env.language_model.eos_token_id
+    env.reset(seed=0)
+    completion = [*encode(" happy"), eos]
+    for token in completion[:-1]:
+        env.step(token)
+    assert "model" not in vars(env.language_model)  # loaded for the first reward only
+    _, reward, terminated, _, info = env.step(completion[-1])
+    assert terminated
+    ids = encode("The key") + completion
+    with torch.no_grad():
+        logits = env.language_model.model(torch.tensor([ids])).logits[0, :, : env.language_model.vocab_size]
+    log_probs = logits.log_softmax(-1)
+    first = len(ids) - len(completion)
+    mean = np.mean([log_probs[at - 1, ids[at]].item() for at in range(first, len(ids))])
+    sentiment = SentimentIntensityAnalyzer().polarity_scores(" happy")["compound"]
+    fluency = min(0.0, mean + 3.0)
+    assert fluency < 0 < sentiment
+    assert info["reward_parts"] == pytest.approx({"sentiment": sentiment, "fluency": fluency}, abs=1e-5)
+    assert reward == pytest.approx(sentiment + 0.25 * fluency, abs=1e-5)
+
+
+def test_fluency_beyond_the_threshold_earns_nothing(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, "gpt2")
+    env = TextGenEnv(model=folder, prompts=["The key"], max_new_tokens=2, fluency_threshold=-100.0)
+    env.reset(seed=0)
+    env.step(5)
+    assert env.step(6)[4]["reward_parts"]["fluency"] == 0.0
+
+
+# Documentation
+
+
+def documented_defaults(heading: str) -> dict[str, Any]:
+    """Argument -> default, from the tables below a heading of the class docstring."""
+    text = inspect.getdoc(TextGenEnv) or ""
+    section = text.split(heading)[1].split("## Vectorized")[0]
+    section = section.split("Arguments of ")[0] if heading == "## Arguments" else section
+    rows = re.findall(r"^\| `(\w+)`\s*\|[^|]*\| `([^`]*)`\s*\|", section, re.MULTILINE)
+    return {name: ast.literal_eval(default) for name, default in rows}
+
+
+@pytest.mark.parametrize(
+    ("heading", "function", "not_arguments"),
+    [
+        ("## Arguments", TextGenEnv.__init__, {"self", "task_kwargs"}),
+        ("Arguments of ", Continuation.__init__, {"self", "language_model"}),
+    ],
+)
+def test_documented_defaults_are_the_codes(heading: str, function: Any, not_arguments: set[str]) -> None:
+    parameters = inspect.signature(function).parameters
+    defaults = {name: each.default for name, each in parameters.items() if name not in not_arguments}
+    assert documented_defaults(heading) == defaults
+
+
+def test_documented_observation_space_is_the_codes(tiny_gpt2: str) -> None:
+    text = inspect.getdoc(TextGenEnv) or ""
+    rows = re.findall(r"^\| `(\w+)`\s*\| `\(L,\)` \| (\w+)\s*\| (\d\.\.V-1|0, 1)\s*\|", text, re.MULTILINE)
+    env = make(tiny_gpt2, ["a"])
+    vocab_size, space = env.language_model.vocab_size, env.observation_space
+    assert {name for name, _, _ in rows} == set(space.spaces)
+    for name, dtype, documented in rows:
+        low, high = (0, vocab_size - 1) if documented == "0..V-1" else (0, 1)
+        assert space[name].dtype == dtype
+        assert space[name].shape == (env.context_length,)
+        assert (space[name].low.min(), space[name].high.max()) == (low, high)
+
+
+def test_documentation_has_the_sections_in_order() -> None:
+    headings = re.findall(r"^## (.*)$", inspect.getdoc(TextGenEnv) or "", re.MULTILINE)
+    assert headings == [
+        "Description",
+        "Observation space",
+        "Action space",
+        "Rewards",
+        "Starting state",
+        "Episode end",
+        "Arguments",
+        "Vectorized use",
+        "References",
+        "Version history",
+    ]
