@@ -58,7 +58,7 @@ class TextGenEnv(gymnasium.Env):
     The task's reward, one finite float paid on the token that ends a turn; 0 on all other tokens. Unless
     `reward` is given, "continuation" pays
     `sentiment + fluency_weight * min(0, log_prob - fluency_threshold)`: VADER's compound score of the
-    completion (-1..1), and the mean log-probability of its tokens under the frozen model (nats per token). The
+    completion (-1..1), and the mean log-probability of its tokens under the frozen model, in nats. The
     parts are in `info["reward_parts"]`.
 
     When a turn is over, `info` holds `prompt`, `completion`, `finish_reason` ("eos", "stop", "length", or
