@@ -85,6 +85,15 @@ def test_embedding_and_candidates_are_the_models(tiny_models: dict[str, str], ar
             break
 
 
+def test_changing_the_candidates_does_not_change_the_actions(tiny_gpt2: str) -> None:
+    env = make(tiny_gpt2, actions="top_k", top_k=3)
+    observation, info = env.reset(seed=0)
+    meant = info["candidates"][1]
+    info["candidates"][:] = 0
+    end = observation["attention_mask"].sum()
+    assert env.step(1)[0]["input_ids"][end] == meant
+
+
 def test_text_observation_is_the_decoded_context(tiny_gpt2: str) -> None:
     env = make(tiny_gpt2, observation="text")
     assert env.reset(seed=0)[0] == "The key"
@@ -221,12 +230,13 @@ class Endless:
         return [Feedback(0.5, False, context=Append(" fox by"))] * len(states)
 
 
-def make_endless(model: str, max_new_tokens: int, room: int) -> tuple[TextGenEnv, int]:
+def make_endless(model: str, max_new_tokens: int, room: int, **kwargs: Any) -> tuple[TextGenEnv, int]:
     """An environment with room for so many tokens behind prompt and first reply; the size of both."""
     env = TextGenEnv(Endless(), model)
     size = sum(len(env.language_model.encode(text)) for text in ("The key", " fox by"))
     length = size + 1 + room  # a first turn of EOS alone
-    return TextGenEnv(Endless(), model, max_new_tokens=max_new_tokens, context_length=length), size
+    env = TextGenEnv(Endless(), model, max_new_tokens=max_new_tokens, context_length=length, **kwargs)
+    return env, size
 
 
 def test_full_context_window_truncates_without_reward(tiny_gpt2: str) -> None:
@@ -247,6 +257,16 @@ def test_full_context_window_truncates_without_reward(tiny_gpt2: str) -> None:
     }
     with pytest.raises(ResetNeeded):
         env.step(0)
+
+
+def test_budget_left_ends_with_the_context_window(tiny_gpt2: str) -> None:
+    env, _ = make_endless(tiny_gpt2, max_new_tokens=6, room=3, observation="embedding")
+    assert env.reset(seed=0)[0][-1] == 1
+    observation = env.step(env.language_model.eos_token_id)[0]
+    for left in (3, 2, 1):
+        assert observation[-1] == np.float32(left / 6)
+        observation = write(env, "e")[0]
+    assert observation[-1] == 0
 
 
 def test_a_turn_that_ends_on_the_last_position_is_answered(tiny_gpt2: str) -> None:
