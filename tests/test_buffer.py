@@ -167,7 +167,7 @@ def test_lengths_are_mixed_but_padding_is_small() -> None:
 
 
 def gae(buffer: Any, rewards: np.ndarray, last_values: np.ndarray, dones: np.ndarray) -> np.ndarray:
-    """Brute force: A_t = sum_k (gamma lambda)^k delta_{t+k} up to the end of the episode or of the rollout."""
+    """Brute force: A_t = sum_k (gamma lambda)^k delta_{t+k}, to the end of the episode or the rollout."""
     advantages = np.zeros_like(rewards)
     n_steps, n_envs = rewards.shape
     for slot in range(n_envs):

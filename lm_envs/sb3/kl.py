@@ -62,9 +62,10 @@ class KLCallback(BaseCallback):
             TypeError: the algorithm has another policy or buffer class.
             ValueError: the reference has another vocabulary than the policy.
         """
-        policy, buffer = self.model.policy, self._buffer
+        policy = self.model.policy
         if not isinstance(policy, TransformerPolicy):
             raise TypeError(f"KLCallback needs a TransformerPolicy, got {type(policy).__name__}")
+        buffer = self._buffer
         reference = self.reference or self.training_env.get_attr("language_model", 0)[0]
         if reference.vocab_size != policy.vocab_size:
             raise ValueError(

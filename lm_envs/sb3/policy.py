@@ -37,6 +37,9 @@ Observation = Mapping[str, Tensor]
 class TransformerPolicy(ActorCriticPolicy):
     """Actor and critic on one transformer: LM head over the vocabulary, value head on the same hidden state.
 
+    The value head sends no gradient into the transformer: where returns are large, its errors would move the
+    text more than the rewards do, and a KL penalty could not hold it.
+
     The policy trains a copy of the model's weights, never the environment's own. It samples from the softmax
     of all logits divided by `temperature`; top-k and top-p are for evaluation only, since their support moves
     with the weights and an action's ratio could then be 0/0.
@@ -251,7 +254,7 @@ class TransformerPolicy(ActorCriticPolicy):
         return head(self.model)(hidden)[:, : self.vocab_size]
 
     def _values(self, hidden: Tensor) -> Tensor:
-        return self.value_scale * self.value_net(hidden)
+        return self.value_scale * self.value_net(hidden.detach())
 
     def _weights_changed(self, *_: Any) -> None:
         self._caches = {}

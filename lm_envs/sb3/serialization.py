@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3 import A2C
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
@@ -28,7 +29,10 @@ def algorithm_arguments(model: OnPolicyAlgorithm) -> dict[str, Any]:
     names = set(inspect.signature(type(model).__init__).parameters) - _NOT_ARGUMENTS
     private = {"stats_window_size": "_stats_window_size"}
     values = {name: getattr(model, private.get(name, name)) for name in sorted(names)}
-    return {name: _to_json(name, _encode_schedule(name, value)) for name, value in values.items()}
+    arguments = {name: _to_json(name, _encode_schedule(name, value)) for name, value in values.items()}
+    if isinstance(model, A2C):
+        arguments["use_rms_prop"] = False  # if it was True, A2C has put RMSprop into the policy's arguments
+    return arguments
 
 
 def policy_arguments(model: OnPolicyAlgorithm) -> dict[str, Any]:
@@ -153,6 +157,8 @@ def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
     """Undo `pack_optimizer`."""
+    for group in groups:
+        group |= {name: tuple(value) for name, value in group.items() if name == "betas"}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", maxsplit=1)
