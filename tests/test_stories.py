@@ -67,6 +67,14 @@ def test_expand_counts_the_information_of_its_choices():
     assert dice.nats == pytest.approx(np.log(6))
 
 
+def test_weighed_choices_fall_and_count_by_weight():
+    dice = Dice(4)
+    counts = np.bincount([dice.weigh(9, 0, 2) for _ in range(5000)], minlength=3)
+    assert counts[1] == 0
+    assert stats.binomtest(int(counts[0]), 5000, 9 / 11).pvalue > 1e-3
+    assert dice.nats == pytest.approx(counts[0] * np.log(11 / 9) + counts[2] * np.log(11 / 2))
+
+
 # Determinism and splits
 
 

@@ -6,6 +6,7 @@ turns good or bad. The same seed gives the same story everywhere; nothing here n
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Literal
@@ -137,6 +138,8 @@ def _tell(facts: dict[str, str], plot: Plot, obstacle: Obstacle, dice: Dice) -> 
     opening = " ".join(_sentence(text) for text in (*sentences, say(obstacle.event)))
     mood = _mood(dice)
     ending = " ".join(_sentence(say(*templates)) for templates in _ending(mood, obstacle, dice))
+    # A trait that no sentence tells carries no information.
+    nats = dice.nats if facts["trait"] in opening else dice.nats - math.log(len(TRAITS))
     return Story(
         text=f"{opening} {ending}",
         opening=opening,
@@ -150,7 +153,7 @@ def _tell(facts: dict[str, str], plot: Plot, obstacle: Obstacle, dice: Dice) -> 
         goal=goal,
         thing=facts["thing"],
         obstacle=obstacle.name,
-        nats=dice.nats,
+        nats=nats,
     )
 
 
@@ -161,8 +164,8 @@ def _sentence(text: str) -> str:
 
 
 def _mood(dice: Dice) -> Mood:
-    roll = dice.below(20)
-    return "good" if roll < 9 else "bad" if roll < 18 else "mixed"
+    moods: tuple[Mood, ...] = ("good", "bad", "mixed")
+    return moods[dice.weigh(9, 9, 2)]
 
 
 def _ending(mood: Mood, obstacle: Obstacle, dice: Dice) -> list[tuple[str, ...]]:
@@ -170,13 +173,7 @@ def _ending(mood: Mood, obstacle: Obstacle, dice: Dice) -> list[tuple[str, ...]]
     parts = ENDINGS[mood]
     if mood == "mixed":
         return [dice.pick((obstacle.good, obstacle.bad)), parts["words"], parts["closings"]]
-    orders = (
-        ("feelings", "closings"),
-        ("words", "closings"),
-        ("words", "feelings"),
-        ("feelings", "words"),
-        ("feelings",),
-        ("closings",),
-    )
-    order = dice.pick(orders[:4] if dice.below(4) else orders[4:])
+    short = (("feelings",), ("closings",))
+    long = (("feelings", "closings"), ("words", "closings"), ("words", "feelings"), ("feelings", "words"))
+    order = dice.pick((short, long)[dice.weigh(1, 3)])
     return [obstacle.good if mood == "good" else obstacle.bad, *(parts[part] for part in order)]

@@ -25,7 +25,7 @@ class Dice:
         key: A 64-bit integer; the streams of different keys are unrelated.
 
     Attributes:
-        nats: Information drawn so far, the sum of log(number of options) over the choices.
+        nats: Information drawn so far, the sum of -log(probability) over the choices.
     """
 
     def __init__(self, key: int) -> None:
@@ -37,6 +37,15 @@ class Dice:
         self.nats += math.log(n)
         self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
         return (_scramble(self._state) * n) >> 64
+
+    def weigh(self, *weights: int) -> int:
+        """The index of one of the weights, each as likely as it weighs."""
+        rest, index = self.below(sum(weights)), 0
+        while rest >= weights[index]:
+            rest -= weights[index]
+            index += 1
+        self.nats -= math.log(weights[index])
+        return index
 
     def pick(self, options: Sequence[T]) -> T:
         """One of the options, each equally likely."""
