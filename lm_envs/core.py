@@ -19,6 +19,8 @@ from lm_envs.view import View
 if TYPE_CHECKING:
     from lm_envs.decoding import Snapshot
 
+ACTIONS = ("token", "top_k")
+
 
 @dataclass(frozen=True)
 class ClonedState:
@@ -84,9 +86,12 @@ class EnvCore:
             eos_token_id=self.language_model.eos_token_id,
             pad_token_id=self.language_model.pad_token_id,
         )
-        self.view = View(
-            self.language_model, self.episodes, observation=observation, actions=actions, top_k=top_k
-        )
+        if actions not in ACTIONS:
+            raise ValueError(f"actions must be one of {ACTIONS}, got {actions!r}")
+        candidates = 0
+        if actions == "top_k":
+            candidates = _whole("top_k", top_k, 1, self.language_model.vocab_size)
+        self.view = View(self.language_model, self.episodes, observation, candidates)
         self.candidates = np.zeros((num_slots, self.view.num_candidates), np.int64)
 
     def token(self, action: Any) -> np.ndarray:

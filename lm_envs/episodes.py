@@ -1,8 +1,8 @@
 """The token-level dynamics over B slots: what a token does to a context, when turns and episodes end.
 
 Single and vector environments, text and toys share this one copy. It is numpy only, and loops over no slots
-but those that go on to a next turn. What a turn's end means, it asks a `TokenTask`,
-the token-level face of a task.
+but those that go on to a next turn. What a turn's end means, it asks a `TokenTask`, the token-level face of a
+task.
 
 A step is atomic: run it under `Episodes.atomic()`, and any error leaves all slots as they were before.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,7 +25,7 @@ FINISH_REASONS = ("eos", "stop", "length")
 # Zero-dimensional object arrays: numpy would take a bare () or {} apart when it is assigned to many slots.
 _NO_HISTORY, _NO_OPTIONS = np.empty((), dtype=object), np.empty((), dtype=object)
 _NO_HISTORY[()] = ()
-_NO_OPTIONS[()] = MappingProxyType({})
+_NO_OPTIONS[()] = {}
 
 
 class Opening(NamedTuple):
@@ -92,7 +91,7 @@ class EpisodeArrays:
     """Everything that B slots know; tokens beyond a slot's length are padding."""
 
     keys: np.ndarray  # (B,) uint64, from the slot's last seed
-    episodes: np.ndarray  # (B,) int64, episodes begun since that seed, minus one; -1 before the first
+    episodes: np.ndarray  # (B,) int64, number of the episode since that seed, from 0; -1 before the first
     origin: np.ndarray  # (B,) uint64, the dice that this episode began with
     dice: np.ndarray  # (B,) uint64, the dice it goes on with (differ after a restore without RNG)
     running: np.ndarray  # (B,) bool

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
 
 OBSERVATIONS = ("tokens", "embedding", "text")
-ACTIONS = ("token", "top_k")
 
 
 class View:
@@ -27,32 +26,20 @@ class View:
         language_model: embeds and proposes.
         episodes: what is looked at.
         observation: "tokens", "embedding" or "text".
-        actions: "token" or "top_k".
-        top_k: k, the number of candidates; read for "top_k" only.
+        num_candidates: k for "top_k" actions; 0 for "token" actions.
     """
 
     def __init__(
-        self,
-        language_model: LanguageModel,
-        episodes: Episodes,
-        *,
-        observation: str,
-        actions: str,
-        top_k: int,
+        self, language_model: LanguageModel, episodes: Episodes, observation: str, num_candidates: int
     ) -> None:
         if observation not in OBSERVATIONS:
             raise ValueError(f"observation must be one of {OBSERVATIONS}, got {observation!r}")
-        if actions not in ACTIONS:
-            raise ValueError(f"actions must be one of {ACTIONS}, got {actions!r}")
-        vocab_size = language_model.vocab_size
-        if actions == "top_k" and not 1 <= top_k <= vocab_size:
-            raise ValueError(f"top_k must be in 1..{vocab_size} (the vocabulary), got {top_k!r}")
         self.language_model = language_model
         self.episodes = episodes
         self.observation = observation
-        self.num_candidates = top_k if actions == "top_k" else 0
+        self.num_candidates = num_candidates
         self._decoder: Decoder | None = None
-        self.action_space = spaces.Discrete(self.num_candidates or vocab_size)
+        self.action_space = spaces.Discrete(num_candidates or language_model.vocab_size)
         self.observation_space = self._make_observation_space()
 
     @property

@@ -205,7 +205,7 @@ def test_bad_reset_masks(tiny_gpt2: str, mask: Any, error: type[Exception]) -> N
         (
             {"actions": "top_k", "top_k": 0},
             ValueError,
-            r"top_k must be in 1\.\.\d+ \(the vocabulary\), got 0",
+            r"top_k must be an integer in 1\.\.\d+, got 0",
         ),
         ({"task": "continue"}, ValueError, r"task must be one of \['continuation'\] or a task object"),
         ({"task": Dialogue}, TypeError, "object with start"),

@@ -75,7 +75,8 @@ class Faulty(Dialogue):
         ([Feedback(reward=True)], RewardError, "must be a finite number, got True"),
         ([Feedback(done=None)], TypeError, "done must be a bool, got None for slot 0"),  # type: ignore[arg-type]
         ([Feedback(context="x")], TypeError, "must be Append, Replace or None"),  # type: ignore[arg-type]
-        ([Feedback(info={"prompt": "x"})], ValueError, r"without the keys \['prompt'\], for slot 0"),
+        ([Feedback(info=None)], TypeError, "info must be a dict, got None for slot 0"),  # type: ignore[arg-type]
+        ([Feedback(info={"prompt": "x"})], ValueError, r"not have the keys \['prompt'\], .* slot 0"),
     ],
 )
 def test_bad_feedback_is_refused(tiny_gpt2: str, answers: Any, error: type[Exception], message: str) -> None:

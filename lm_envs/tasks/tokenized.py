@@ -64,7 +64,7 @@ class TokenizedTask:
         states = np.empty(len(slots), dtype=object)
         contexts = []
         for i, rng in enumerate(generators(dice)):
-            states[i] = state = self.task.start(rng, options[i])
+            states[i] = state = self.task.start(rng, dict(options[i]))
             index = getattr(state, "index", None)
             name = f"prompt of slot {slots[i]}" + ("" if index is None else f" (task_index {index})")
             contexts.append(self._encode_first(state.prompt, name))
@@ -130,8 +130,8 @@ class TokenizedTask:
         """Whether a turn's text holds a stop string, none having been there one token ago.
 
         A token that is not special stands for at least one byte, so the string lies in the last few such
-        tokens.
-        Only if it does is the whole turn decoded, to be sure: some tokenizers decode a tail differently.
+        tokens. Only if it does is the whole turn decoded, to be sure: some tokenizers decode a tail
+        differently.
         """
         longest = max(len(stop.encode()) for stop in self.stop)
         tail = turn[~np.isin(turn, self._special_ids)][-longest - 4 :]
@@ -190,9 +190,11 @@ def _check_feedback(feedback: Any, completion: Completion) -> None:
     if not isinstance(feedback.context, Append | Replace | None):
         got = f"{feedback.context!r:.60} for slot {slot}"
         raise TypeError(f"Feedback.context must be Append, Replace or None, got {got}")
+    if not isinstance(feedback.info, Mapping):
+        raise TypeError(f"Feedback.info must be a dict, got {feedback.info!r:.60} for slot {slot}")
     taken = set(feedback.info) & set(INFO_KEYS) - {"finish_reason"}
-    if taken or not isinstance(feedback.info, Mapping):
-        raise ValueError(f"Feedback.info must be a dict without the keys {sorted(taken)}, for slot {slot}")
+    if taken:
+        raise ValueError(f"Feedback.info must not have the keys {sorted(taken)}, it does for slot {slot}")
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
