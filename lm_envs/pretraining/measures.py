@@ -132,7 +132,7 @@ class Variety:
             last.add(told_sentences[-1])
             grams.update(four_grams(told.text))
             in_endings.update(four_grams(told.ending))
-        (top, holders), *_ = in_endings.most_common(1)
+        top, holders = min(in_endings.items(), key=lambda item: (-item[1], item[0]))  # ties: by alphabet
         return cls(
             stories=stories,
             texts=len(texts),
