@@ -47,9 +47,9 @@ class Train:
     """Environment steps (tokens) to train for, in this call."""
     n_envs: int = 64
     """Slots of the vector environment."""
-    n_steps: int = 48
+    n_steps: int = 56
     """Steps of each slot in a rollout."""
-    batch_size: int = 768
+    batch_size: int = 896
     """Transitions of a minibatch (PPO); whole episodes are packed up to about that many."""
     n_epochs: int = 2
     """Passes over each rollout (PPO)."""

@@ -1,4 +1,4 @@
-"""Log-probs of whole completions: rows packed by length into few forward passes."""
+"""Log-probs and entropies of whole completions: rows packed by length into few forward passes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKENS_PER_BATCH = 8192
 
 
 @torch.no_grad()
-def completion_log_probs(
+def score_completions(
     model: PreTrainedModel,
     contexts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
@@ -23,8 +23,9 @@ def completion_log_probs(
     vocab_size: int,
     context_length: int,
     temperature: float = 1.0,
-) -> list[np.ndarray]:
-    """Log-prob of every completion token given all tokens before it.
+    with_entropy: bool = False,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Log-prob of every completion token given all tokens before it, and the entropy it was drawn with.
 
     Args:
         model: the language model.
@@ -33,9 +34,11 @@ def completion_log_probs(
         vocab_size: ids and logits are those below it.
         context_length: the most tokens of a context and its completion.
         temperature: divides the logits; > 0.
+        with_entropy: compute entropies as well.
 
     Returns:
-        n arrays (len(completion),) in nats, float32 (float64 if the model is).
+        Log-probs and entropies, n arrays (len(completion),) each, in nats, float32 (float64 if the model is).
+        Without `with_entropy` the second list holds zeros.
 
     Raises:
         ValueError: counts differ, a context is empty, a row is too long, an id is out of range; names the
@@ -43,7 +46,7 @@ def completion_log_probs(
     """
     rows = _checked_rows(contexts, completions, vocab_size, context_length)
     kind = np.float64 if model.dtype == torch.float64 else np.float32
-    results = [np.empty(0, kind) for _ in rows]
+    log_probs, entropies = ([np.zeros(len(completion), kind) for completion in completions] for _ in range(2))
     # The last token is only predicted, never put in.
     lengths = np.array([len(row) - 1 for row in rows], np.int64)
     starts = np.array([len(context) - 1 for context in contexts], np.int64)
@@ -57,13 +60,20 @@ def completion_log_probs(
         arrays = inputs, real.astype(np.int64), predicts, targets
         ids, mask, chosen, tokens = (torch.from_numpy(array).to(model.device) for array in arrays)
         hidden = hidden_states(model, ids, mask)[chosen]
-        scores, _ = token_log_probs(
-            head(model), hidden, tokens, vocab_size=vocab_size, temperature=temperature
+        scores = token_log_probs(
+            head(model),
+            hidden,
+            tokens,
+            vocab_size=vocab_size,
+            temperature=temperature,
+            with_entropy=with_entropy,
         )
         ends = np.cumsum((lengths - starts)[batch])
-        for i, part in zip(batch, np.split(scores.cpu().numpy(), ends[:-1]), strict=True):
-            results[i] = part
-    return results
+        for results, values in zip((log_probs, entropies), scores, strict=True):
+            if values is not None:
+                for i, part in zip(batch, np.split(values.cpu().numpy(), ends[:-1]), strict=True):
+                    results[i] = part
+    return log_probs, entropies
 
 
 def _batches(indices: list[int], lengths: np.ndarray) -> Iterator[list[int]]:

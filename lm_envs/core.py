@@ -49,7 +49,7 @@ class EnvCore:
         task: str | Task,
         model: str | None,
         *,
-        max_new_tokens: int = 48,
+        max_new_tokens: int = 56,
         stop: str | Sequence[str] = (),
         context_length: int | None = None,
         truncate_prompts: bool = False,

@@ -223,16 +223,29 @@ class LanguageModel:
             ValueError: counts differ, a context is empty, a row is longer than context_length, an id is out
                 of range; names the index.
         """
-        from lm_envs.completion_scoring import completion_log_probs
+        return self._score(contexts, completions, temperature=temperature)[0]
 
-        return completion_log_probs(
-            self.model,
-            contexts,
-            completions,
-            vocab_size=self.vocab_size,
-            context_length=self.context_length,
-            temperature=temperature,
-        )
+    def typicality(
+        self, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> list[np.ndarray]:
+        """Log-prob of every completion token, plus the entropy of the distribution it stands in.
+
+        Zero in expectation for tokens that the model samples itself, whatever the model; negative for tokens
+        more surprising than it expects, positive for ones less so (Meister et al., "Locally typical
+        sampling", 2022, eq. 5).
+
+        Args, Returns and Raises: as `log_probs`, at temperature 1.
+        """
+        scores = zip(*self._score(contexts, completions, with_entropy=True), strict=True)
+        return [log_probs + entropies for log_probs, entropies in scores]
+
+    def _score(
+        self, *rows: Sequence[Sequence[int]], **options: Any
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        from lm_envs.completion_scoring import score_completions
+
+        sizes = {"vocab_size": self.vocab_size, "context_length": self.context_length}
+        return score_completions(self.model, *rows, **sizes, **options)
 
     def perplexity(
         self, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]

@@ -57,9 +57,10 @@ class TextGenEnv(gymnasium.Env):
     ## Rewards
     The task's reward, one finite float paid on the token that ends a turn; 0 on all other tokens. Unless
     `reward` is given, "continuation" pays
-    `sentiment + fluency_weight * min(0, log_prob - fluency_threshold)`: VADER's compound score of the
-    completion (-1..1), and the mean log-probability of its tokens under the frozen model, in nats. The
-    parts are in `info["reward_parts"]`.
+    `sentiment + fluency_weight * clip(typicality + fluency_slack, -1, 0)`: VADER's compound score of the
+    completion (-1..1), and the mean over its tokens of log-probability plus entropy under the frozen model,
+    in nats, which is 0 on average for text that the model itself writes. The parts are in
+    `info["reward_parts"]`.
 
     When a turn is over, `info` holds `prompt`, `completion`, `finish_reason` ("eos", "stop", "length", or
     "task" where a task ends the episode for a reason of its own), `prompt_tokens` (the context before the
@@ -82,7 +83,7 @@ class TextGenEnv(gymnasium.Env):
     |--------------------|--------------------|------------------|------------------------------------------|
     | `task`             | str or `Task`      | `"continuation"` | the name of a task, or an own one        |
     | `model`            | str or None        | `None`           | folder or hub id; None: the bundled one  |
-    | `max_new_tokens`   | int                | `48`             | tokens that a turn may have              |
+    | `max_new_tokens`   | int                | `56`             | tokens that a turn may have              |
     | `stop`             | str or list of str | `()`             | end a turn; cut off the completion       |
     | `context_length`   | int or None        | `None`           | L, tokens; None: the model's             |
     | `truncate_prompts` | bool               | `False`          | long prompts lose tokens at the front    |
@@ -102,8 +103,8 @@ class TextGenEnv(gymnasium.Env):
     | `prompts`           | list, path or None  | `None`    | texts, .txt or .jsonl; None: generated stories |
     | `split`             | str                 | `"train"` | "train" or "test", of the generated stories    |
     | `reward`            | callable or None    | `None`    | `reward(prompts, completions, **columns)`      |
-    | `fluency_weight`    | float               | `0.5`     | reward per nat per token below the threshold   |
-    | `fluency_threshold` | float               | `-1.5`    | nats per token                                 |
+    | `fluency_weight`    | float               | `2.0`     | reward lost per nat per token beyond the slack |
+    | `fluency_slack`     | float               | `0.1`     | nats per token, see Rewards                    |
 
     ## Vectorized use
     `gymnasium.make_vec("TextGen-v0", num_envs=8)` makes a `TextGenVectorEnv`: one batch, the same episodes.
@@ -127,7 +128,7 @@ class TextGenEnv(gymnasium.Env):
         task: str | Task = "continuation",
         model: str | None = None,
         *,
-        max_new_tokens: int = 48,
+        max_new_tokens: int = 56,
         stop: str | Sequence[str] = (),
         context_length: int | None = None,
         truncate_prompts: bool = False,

@@ -240,10 +240,10 @@ def test_default_prompts_are_story_openings(tiny_gpt2: str, split: Any) -> None:
 
 
 def test_default_reward_by_hand(tmp_path: Path) -> None:
-    """VADER's own analyzer, and log-probs of a plain forward pass."""
+    """VADER's own analyzer, and log-probs and entropies of a plain forward pass."""
     folder = save_tiny(tmp_path, "gpt2")
     env = TextGenEnv(
-        model=folder, prompts=["The key"], max_new_tokens=8, fluency_weight=0.25, fluency_threshold=-3.0
+        model=folder, prompts=["The key"], max_new_tokens=8, fluency_weight=0.25, fluency_slack=0.0
     )
     encode, eos = env.language_model.encode, env.language_model.eos_token_id
     env.reset(seed=0)
@@ -257,18 +257,26 @@ def test_default_reward_by_hand(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = env.language_model.model(torch.tensor([ids])).logits[0, :, : env.language_model.vocab_size]
     log_probs = logits.log_softmax(-1)
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
     first = len(ids) - len(completion)
-    mean = np.mean([log_probs[at - 1, ids[at]].item() for at in range(first, len(ids))])
+    typical = [(log_probs[at - 1, ids[at]] + entropy[at - 1]).item() for at in range(first, len(ids))]
     sentiment = SentimentIntensityAnalyzer().polarity_scores(" happy")["compound"]
-    fluency = min(0.0, mean + 3.0)
+    fluency = max(-1.0, np.mean(typical))
     assert fluency < 0 < sentiment
     assert info["reward_parts"] == pytest.approx({"sentiment": sentiment, "fluency": fluency}, abs=1e-5)
     assert reward == pytest.approx(sentiment + 0.25 * fluency, abs=1e-5)
 
 
-def test_fluency_beyond_the_threshold_earns_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("slack", "fluency"), [(100.0, 0.0), (0.0, -1.0)])
+def test_fluency_is_bounded(tmp_path: Path, slack: float, fluency: float) -> None:
+    """However predictable or surprising the text is. Greedily the least likely tokens: far below -1."""
     folder = save_tiny(tmp_path, "gpt2")
-    env = TextGenEnv(model=folder, prompts=["The key"], max_new_tokens=2, fluency_threshold=-100.0)
-    env.reset(seed=0)
-    env.step(5)
-    assert env.step(6)[4]["reward_parts"]["fluency"] == 0.0
+    env = TextGenEnv(model=folder, prompts=["The key"], max_new_tokens=2, fluency_slack=slack)
+    observation, _ = env.reset(seed=0)
+    terminated = False
+    while not terminated:
+        ids = torch.tensor(observation["input_ids"][None, : observation["attention_mask"].sum()])
+        with torch.no_grad():
+            token = int(env.language_model.model(ids).logits[0, -1].argmin())
+        observation, _, terminated, _, info = env.step(token)
+    assert info["reward_parts"]["fluency"] == fluency

@@ -203,6 +203,22 @@ def test_fluency_is_the_mean_log_prob_of_the_completion(tiny_llama: str) -> None
     assert perplexities[1] == pytest.approx(lm.vocab_size)
 
 
+def test_typicality_is_zero_in_expectation_for_the_models_own_text(tiny_llama: str) -> None:
+    """By enumeration: the mean over all two-token completions, weighed by their probability."""
+    lm = LanguageModel.load(tiny_llama, dtype="float64")
+    context, tokens = lm.encode_prompt("The"), range(lm.vocab_size)
+    for second in (None, 7):  # the first token alone; the second one given a first
+        start = context if second is None else [*context, second]
+        completions = [[token] for token in tokens]
+        probabilities = np.exp(np.concatenate(lm.log_probs([start] * len(completions), completions)))
+        typicality = np.concatenate(lm.typicality([start] * len(completions), completions))
+        assert probabilities @ typicality == pytest.approx(0.0, abs=1e-9)
+        assert probabilities @ np.abs(typicality) > 0.1
+    ids = lm.encode("fox")
+    mean = np.mean(lm.typicality([context], [ids])[0])
+    assert Fluency(lm, output="typicality")(["The"], ["fox"]) == pytest.approx([mean], abs=1e-9)
+
+
 def test_fluency_scores_given_ids_as_they_are(tiny_llama: str) -> None:
     lm = LanguageModel.load(tiny_llama, dtype="float64")
     context = lm.encode_prompt("The")
@@ -350,7 +366,10 @@ def test_reward_model_refuses_bad_folders(tmp_path: Path, tiny_bert: str) -> Non
         (lambda: Bleu(tokenize="no"), "tokenize must be one of .*, got 'no'"),
         (lambda: Chrf(word_order=-1), "word_order must be an int >= 0, got -1"),
         (lambda: Rouge("rouge0"), "kind must be .*, got 'rouge0'"),
-        (lambda: Fluency(output="nats"), "output must be 'log_prob' or 'perplexity', got 'nats'"),
+        (
+            lambda: Fluency(output="nats"),
+            "output must be 'log_prob', 'perplexity' or 'typicality', got 'nats'",
+        ),
         (lambda: WeightedSum({}), "rewards must be a non-empty dict"),
         (lambda: WeightedSum({"a": Sentiment()}), r"rewards\['a'\] must be a pair"),  # type: ignore[dict-item]
         (
@@ -439,6 +458,7 @@ def test_rewards_with_models_pass_check_reward(tiny_llama: str, tiny_bert: str) 
     for reward, name in (
         (Fluency(tiny_llama), "fluency"),
         (Fluency(tiny_llama, output="perplexity"), "perplexity"),
+        (Fluency(tiny_llama, output="typicality"), "typicality"),
         (RewardModel(tiny_bert, label=2), "reward_model"),
     ):
         assert reward.__name__ == name

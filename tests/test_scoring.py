@@ -12,7 +12,7 @@ from models import ARCHITECTURES, build_model
 from torch import Tensor, nn
 
 from lm_envs import completion_scoring, scoring
-from lm_envs.completion_scoring import completion_log_probs
+from lm_envs.completion_scoring import score_completions
 from lm_envs.scoring import head, hidden_states, token_log_probs, trunk
 
 N, H, V, EXTRA = 11, 6, 9, 2
@@ -141,28 +141,30 @@ def plain_log_probs(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("tokens_per_batch", [1, 12, 8192])
-def test_completion_log_probs(
-    architecture: str, tokens_per_batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_score_completions(architecture: str, tokens_per_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(completion_scoring, "TOKENS_PER_BATCH", tokens_per_batch)
     model = build_model(architecture, 23).double()  # three padded rows
     contexts = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11], [12, 13]]
     completions = [[4, 5], [6, 7, 8, 9, 10, 11], [], [19], [3], [2, 1, 0]]
-    scores = completion_log_probs(
-        model, contexts, completions, vocab_size=20, context_length=64, temperature=0.8
+    scores, entropies = score_completions(
+        model, contexts, completions, vocab_size=20, context_length=64, temperature=0.8, with_entropy=True
     )
     assert [score.dtype for score in scores] == [np.float64] * 6
-    for context, completion, score in zip(contexts, completions, scores, strict=True):
-        assert score.shape == (len(completion),)
+    for context, completion, score, entropy in zip(contexts, completions, scores, entropies, strict=True):
+        assert score.shape == entropy.shape == (len(completion),)
         if completion:
             expected = plain_log_probs(model, context, completion, 0.8)
             np.testing.assert_allclose(score, expected, rtol=0, atol=1e-10)
+            with torch.no_grad():
+                logits = model(torch.tensor([context + completion])).logits[0, len(context) - 1 : -1, :20]
+            expected = torch.distributions.Categorical(logits=logits / 0.8).entropy().numpy()
+            np.testing.assert_allclose(entropy, expected, rtol=0, atol=1e-10)
 
 
 def test_all_completions_add_up_to_one() -> None:
     model = build_model("llama", 5).double()
     completions = [list(row) for row in itertools.product(range(5), repeat=3)]
-    scores = completion_log_probs(
+    scores, _ = score_completions(
         model, [[1, 2]] * len(completions), completions, vocab_size=5, context_length=64
     )
     assert np.exp([score.sum() for score in scores]).sum() == pytest.approx(1, abs=1e-12)

@@ -19,6 +19,10 @@ class Fluency:
 
     - `output="log_prob"`: `sum_t(ln p_t) / T`, nats per token, at most 0, higher is more fluent.
     - `output="perplexity"`: `exp` of minus that, at least 1, **lower** is more fluent: weigh it negatively.
+    - `output="typicality"`: `sum_t(ln p_t + H_t) / T` with `H_t` the entropy of the model's distribution at t;
+      0 in expectation for the model's own samples, negative for text more surprising than they are (Meister
+      et al., "Locally typical sampling", 2022). Unlike the log-prob it needs no threshold of its own for
+      each model, and the dullest text earns nothing by it.
 
     An empty completion (no text) gets the value of a uniform guess, `-ln V` nats or perplexity V (V the
     vocabulary size), so that saying nothing never pays.
@@ -29,7 +33,7 @@ class Fluency:
 
     Args:
         language_model: a `LanguageModel`, or what its `load` takes (None is the bundled model).
-        output: "log_prob" or "perplexity".
+        output: "log_prob", "perplexity" or "typicality".
     """
 
     def __init__(
@@ -38,11 +42,11 @@ class Fluency:
         *,
         output: str = "log_prob",
     ) -> None:
-        if output not in ("log_prob", "perplexity"):
-            raise ValueError(f"output must be 'log_prob' or 'perplexity', got {output!r}")
+        if output not in ("log_prob", "perplexity", "typicality"):
+            raise ValueError(f"output must be 'log_prob', 'perplexity' or 'typicality', got {output!r}")
         self.language_model = _lazy_model(language_model)
         self.output = output
-        self.__name__ = "fluency" if output == "log_prob" else "perplexity"
+        self.__name__ = "fluency" if output == "log_prob" else output
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
         """B texts in, B floats out. Raises ValueError for texts longer than the model's context."""
@@ -53,15 +57,15 @@ class Fluency:
             for name in ("prompt_ids", "completion_ids")
         ]
         pairs = [self._token_ids(*row) for row in zip(prompts, completions, *given, strict=True)]
-        log_probs = self.language_model.log_probs(
-            [context for context, _ in pairs], [ids for _, ids in pairs]
-        )
-        uniform = -math.log(self.language_model.vocab_size)
+        model = self.language_model
+        score = model.typicality if self.output == "typicality" else model.log_probs
+        scores = score([context for context, _ in pairs], [ids for _, ids in pairs])
+        uniform = -math.log(model.vocab_size)
         means = [
             float(values.mean(dtype=float)) if text and len(values) else uniform
-            for text, values in zip(completions, log_probs, strict=True)
+            for text, values in zip(completions, scores, strict=True)
         ]
-        return means if self.output == "log_prob" else [math.exp(-mean) for mean in means]
+        return [math.exp(-mean) for mean in means] if self.output == "perplexity" else means
 
     def _token_ids(
         self,

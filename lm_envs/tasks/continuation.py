@@ -48,7 +48,7 @@ class Continuation:
         reward: any callable `reward(prompts, completions, **columns)`, see `lm_envs.rewards`. None: sentiment
             plus `fluency_weight` times fluency, see `default_reward`.
         fluency_weight: weight of the default reward's fluency term, >= 0.
-        fluency_threshold: nats per token; mean log-probs above it are fluent enough.
+        fluency_slack: nats per token that a text may be more surprising than the frozen model's own samples.
 
     Raises:
         ValueError: bad prompts (names the index, or file and line) or a bad split.
@@ -61,8 +61,8 @@ class Continuation:
         *,
         split: Split = "train",
         reward: RewardFunction | None = None,
-        fluency_weight: float = 0.5,
-        fluency_threshold: float = -1.5,
+        fluency_weight: float = 2.0,
+        fluency_slack: float = 0.1,
     ) -> None:
         if split not in ("train", "test"):
             raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -72,7 +72,7 @@ class Continuation:
             raise TypeError(f"reward must be callable, got {reward!r:.60}")
         self.split = split
         self._rows = None if prompts is None else load_prompts(prompts)
-        self.reward = reward or default_reward(language_model, fluency_weight, fluency_threshold)
+        self.reward = reward or default_reward(language_model, fluency_weight, fluency_slack)
 
     @property
     def prompts(self) -> list[str] | None:
@@ -122,33 +122,36 @@ class Continuation:
 
 
 class EnoughFluency:
-    """`min(0, mean log-prob - threshold)`: punishes word salad, gives nothing for predictable text.
+    """`typicality + slack`, cut to -1..0: punishes word salad, gives nothing for predictable text.
 
-    Range: at most 0, nats per token. An empty completion counts as a uniform guess (see `Fluency`).
+    In nats per token. An empty completion gets -1.
 
     Args:
-        language_model: the judge.
-        threshold: mean log-prob of ordinary text, nats per token.
+        language_model: the judge; its own samples have typicality 0 on average.
+        slack: nats per token below that which are still fluent enough, >= 0.
     """
 
     __name__ = "fluency"
 
-    def __init__(self, language_model: LanguageModel, threshold: float) -> None:
-        self._log_prob = Fluency(language_model)
-        self.threshold = threshold
+    def __init__(self, language_model: LanguageModel, slack: float) -> None:
+        if not slack >= 0:
+            raise ValueError(f"fluency_slack must be >= 0 nats per token, got {slack!r}")
+        self._typicality = Fluency(language_model, output="typicality")
+        self.slack = slack
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """B texts in, B floats out."""
-        return [min(0.0, value - self.threshold) for value in self._log_prob(prompts, completions, **columns)]
+        values = self._typicality(prompts, completions, **columns)
+        return [min(0.0, max(-1.0, value + self.slack)) for value in values]
 
 
-def default_reward(language_model: LanguageModel, weight: float, threshold: float) -> WeightedSum:
-    """`sentiment + weight * min(0, mean log-prob - threshold)`; VADER's sentiment lies in -1..1.
+def default_reward(language_model: LanguageModel, weight: float, slack: float) -> WeightedSum:
+    """`sentiment + weight * clip(typicality + slack, -1, 0)`; VADER's sentiment lies in -1..1.
 
     Args:
         language_model: judges fluency; its weights are loaded for the first reward.
-        weight: reward per nat per token below the threshold.
-        threshold: nats per token.
+        weight: reward lost per nat per token beyond the slack.
+        slack: nats per token.
     """
-    fluency = EnoughFluency(language_model, threshold)
+    fluency = EnoughFluency(language_model, slack)
     return WeightedSum({"sentiment": (1.0, Sentiment()), "fluency": (weight, fluency)})
