@@ -19,7 +19,7 @@ from transformers import (
 )
 
 ARCHITECTURES = ("gpt2", "llama", "qwen2")
-CONTEXT_LENGTH = 64
+CONTEXT_LENGTH = 80
 
 SENTENCES = (
     "Mira finds a silver key under the old bridge.",
@@ -118,9 +118,7 @@ def build_tokenizer(
     if chat:
         given["additional_special_tokens"] = ["<|im_start|>", "<|im_end|>"]
         given["chat_template"] = CHAT_TEMPLATE
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **given
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **given)
 
 
 def build_model(architecture: str, vocab_size: int, *, seed: int = 0, **config: object) -> PreTrainedModel:

@@ -118,7 +118,7 @@ def test_missing_prompt_file(tiny_gpt2: str) -> None:
         (["a", "b", "x\udc80y"], r"prompts\[2\] holds the lone surrogate '\\udc80' at character 1"),
         (
             ["a", "b " * 200],
-            r"prompts\[1\] has \d+ tokens, at most 60 fit: context_length 64 minus max_new_tokens 4",
+            r"prompts\[1\] has \d+ tokens, at most 76 fit: context_length 80 minus max_new_tokens 4",
         ),
     ],
 )
@@ -194,10 +194,10 @@ def test_bad_reset_masks(tiny_gpt2: str, mask: Any, error: type[Exception]) -> N
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"max_new_tokens": 0}, ValueError, r"max_new_tokens must be an integer in 1\.\.63, got 0"),
-        ({"max_new_tokens": 64}, ValueError, r"max_new_tokens must be an integer in 1\.\.63, got 64"),
+        ({"max_new_tokens": 0}, ValueError, r"max_new_tokens must be an integer in 1\.\.79, got 0"),
+        ({"max_new_tokens": 80}, ValueError, r"max_new_tokens must be an integer in 1\.\.79, got 80"),
         ({"max_new_tokens": 2.0}, ValueError, "max_new_tokens must be an integer"),
-        ({"context_length": 65}, ValueError, r"context_length must be an integer in 2\.\.64, got 65"),
+        ({"context_length": 81}, ValueError, r"context_length must be an integer in 2\.\.80, got 81"),
         ({"stop": [""]}, ValueError, "stop must be a non-empty str"),
         ({"stop": ["a", 3]}, ValueError, "stop must be a non-empty str"),
         ({"observation": "token"}, ValueError, "observation must be one of .*'tokens'.*got 'token'"),

@@ -316,8 +316,8 @@ def test_bad_arguments() -> None:
         make_decoder(make_model(), 0)
     with pytest.raises(ValueError, match="slot 1 has 0 tokens; accepted: 1 to"):
         decoder.prefill([1], [[]])
-    with pytest.raises(ValueError, match="slot 1 has 65 tokens; accepted: 1 to 64"):
-        decoder.prefill([1], [[1] * 65])
+    with pytest.raises(ValueError, match="slot 1 has 81 tokens; accepted: 1 to 80"):
+        decoder.prefill([1], [[1] * 81])
     with pytest.raises(ValueError, match="token id 50 is out of range; accepted: 0 to 49"):
         decoder.step([1, 2, 3, 50])
     with pytest.raises(ValueError, match="token id -1 is out of range"):
@@ -333,11 +333,11 @@ def test_bad_arguments() -> None:
         decoder.step([1], [True])
     with pytest.raises(ValueError, match="slot 0 is empty"):
         decoder.logits()
-    decoder.prefill([3], [[1] * 64])
-    with pytest.raises(ValueError, match="slot 3 already holds 64 tokens"):
+    decoder.prefill([3], [[1] * 80])
+    with pytest.raises(ValueError, match="slot 3 already holds 80 tokens"):
         decoder.step([1, 1, 1, 1])
     with pytest.raises(ValueError, match="slots must be 2, one per snapshot row, got 3"):
         decoder.restore(decoder.snapshot([0, 1]), [0, 1, 2])
-    assert decoder.lengths.tolist() == [0, 0, 0, 64]
+    assert decoder.lengths.tolist() == [0, 0, 0, 80]
     assert decoder.step([], []).shape == (0, 16)
     assert decoder.prefill([], []).shape == (0, 16)

@@ -142,9 +142,9 @@ def test_clone_without_rng_keeps_a_later_seed(tiny_gpt2: str) -> None:
 
 
 def test_clone_of_another_shape_is_refused(tiny_gpt2: str) -> None:
-    env, other = TextGenEnv(Dialogue(), tiny_gpt2), TextGenEnv(Dialogue(), tiny_gpt2, context_length=63)
+    env, other = TextGenEnv(Dialogue(), tiny_gpt2), TextGenEnv(Dialogue(), tiny_gpt2, context_length=79)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"another environment: .*\(1, 64\).*here \(1, 63\)"):
+    with pytest.raises(ValueError, match=r"another environment: .*\(1, 80\).*here \(1, 79\)"):
         other.restore_state(env.clone_state())
 
 

@@ -54,7 +54,7 @@ def test_facts(architecture: str, tiny_models: dict[str, str]) -> None:
     lm = LanguageModel.load(path, device="cpu")
     assert (lm.name, lm.path) == (path, path)
     assert lm.vocab_size == len(lm.tokenizer)
-    assert (lm.hidden_size, lm.context_length) == (16, 64)
+    assert (lm.hidden_size, lm.context_length) == (16, 80)
     assert (lm.device, lm.dtype, lm.chat) == (torch.device("cpu"), torch.float32, False)
     assert lm.eos_token_id == lm.tokenizer.convert_tokens_to_ids("<eos>")
     assert lm.pad_token_id == (lm.tokenizer.pad_token_id if architecture == "qwen2" else lm.eos_token_id)
@@ -123,11 +123,11 @@ def test_lazy_loading_imports_no_torch(tiny_gpt2: str) -> None:
     ("changes", "context_length"),
     [
         ({"sliding_window": 9}, 9),
-        ({"sliding_window": 9, "use_sliding_window": False}, 64),
-        ({"sliding_window": 9, "layer_types": ["full_attention", "full_attention"]}, 64),
+        ({"sliding_window": 9, "use_sliding_window": False}, 80),
+        ({"sliding_window": 9, "layer_types": ["full_attention", "full_attention"]}, 80),
         ({"sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"]}, 9),
-        ({"sliding_window": None}, 64),
-        ({"sliding_window": 99}, 64),
+        ({"sliding_window": None}, 80),
+        ({"sliding_window": 99}, 80),
         ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 12}}, 12),
         (
             {

@@ -364,7 +364,7 @@ def test_a_full_context_ends_endless_episodes(tiny_llama: str) -> None:
 
 def test_a_prompt_must_leave_room_for_a_completion(tiny_llama: str) -> None:
     lm = LanguageModel.load(tiny_llama, lazy=True)
-    with pytest.raises(ValueError, match="a prompt of 64 tokens leaves no room in a context of 64: 'xxx"):
+    with pytest.raises(ValueError, match="a prompt of 80 tokens leaves no room in a context of 80: 'xxx"):
         check_task(Starting(State("x" * (lm.context_length - 1))), lm)
 
 
