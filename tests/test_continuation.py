@@ -144,8 +144,8 @@ def test_truncated_prompts_keep_their_last_tokens(tiny_llama: str) -> None:
     ids = env.language_model.encode(text)
     observation, _ = env.reset(options={"task_index": 0})
     # Llama's tokenizer puts BOS in front, where it stays.
-    assert observation["input_ids"][:60].tolist() == [env.language_model.bos_token_id, *ids[-59:]]
-    assert observation["attention_mask"].sum() == 60
+    assert observation["input_ids"][:76].tolist() == [env.language_model.bos_token_id, *ids[-75:]]
+    assert observation["attention_mask"].sum() == 76
     assert prompt_of(env, options={"task_index": 1}) == "short"
 
 
@@ -159,7 +159,7 @@ def test_truncated_prompts_keep_their_last_tokens(tiny_llama: str) -> None:
         ({"prompt": "x", "task_index": 0}, "not both"),
         ({"prompt": b"x"}, r"options\['prompt'\] must be a str, got bytes"),
         ({"prompt": "\ud800"}, r"options\['prompt'\] holds the lone surrogate"),
-        ({"prompt": "x" * 500}, r"prompt of slot 0 has \d+ tokens, at most 60 fit"),
+        ({"prompt": "x" * 500}, r"prompt of slot 0 has \d+ tokens, at most 76 fit"),
         ({"task_index": -1}, "must be an integer >= 0, got -1"),
         ({"task_index": True}, "must be an integer >= 0, got True"),
         ({"task_index": 3}, r"must be in 0\.\.1, got 3"),

@@ -249,8 +249,8 @@ def test_score_arguments(tiny_llama: str) -> None:
         lm.log_probs([[1]], [[1], [2]])
     with pytest.raises(ValueError, match=r"contexts\[1\] is empty"):
         lm.log_probs([[1], []], [[1], [2]])
-    with pytest.raises(ValueError, match=r"contexts\[0\] \+ completions\[0\] is 65 tokens; accepted: up to"):
-        lm.log_probs([[1] * 60], [[2] * 5])
+    with pytest.raises(ValueError, match=r"contexts\[0\] \+ completions\[0\] is 85 tokens; accepted: up to"):
+        lm.log_probs([[1] * 80], [[2] * 5])
     with pytest.raises(ValueError, match="token id 290 in row 0; accepted: 0 to 289"):
         lm.log_probs([[1]], [[290]])
     with pytest.raises(ValueError, match=r"completions\[1\] is empty"):
