@@ -6,12 +6,16 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from models import save_tiny
 from runs import AtRolloutEnd, make_algorithm, make_env
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from tasks import Board, Dialogue
 
 from lm_envs.language_model import LanguageModel
@@ -82,6 +86,26 @@ def test_mlp_policies_learn_on_embeddings_and_top_k_actions(tiny_gpt2: str) -> N
         assert learned > 1.5 * at_random, type(model).__name__
 
 
+def test_trains_alike_on_sb3s_own_vec_env(tiny_gpt2: str) -> None:
+    """`DummyVecEnv` over single environments with `Monitor`: the same run, bit for bit."""
+    settings = {"model": tiny_gpt2, "task": Dialogue(), "max_new_tokens": 6}
+    batched = make_env(tiny_gpt2, 3, task=Dialogue())
+    single = DummyVecEnv([lambda: Monitor(gym.make("TextGen-v0", **settings))] * 3)
+    weights = []
+    for env in (batched, single):
+        env.seed(0)
+        model = make_algorithm(env, tiny_gpt2, learning_rate=1e-2)
+        model.learn(4 * 8 * 3, callback=KLCallback(0.1))
+        weights.append([weight.detach().clone() for weight in model.policy.parameters()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
+
+
+def test_a_single_slot_trains(tiny_gpt2: str) -> None:
+    model = make_algorithm(make_env(tiny_gpt2, 1), tiny_gpt2, n_steps=20)
+    model.learn(40, callback=KLCallback(0.1))
+    assert all(weight.isfinite().all() for weight in model.policy.parameters())
+
+
 def test_sb3s_own_buffer_and_eval_callback_work(tiny_gpt2: str) -> None:
     env = make_env(tiny_gpt2, 4)
     model = make_algorithm(env, tiny_gpt2, rollout_buffer_class=None)
@@ -115,8 +139,8 @@ def test_kl_penalty_keeps_the_policy_near(tiny_gpt2: str) -> None:
         model.learn(12 * 16 * 10, callback=[KLCallback(kl_coef), recorder])
         assert abs(seen[0]) < 1e-5
         drifts.append(np.mean(seen[-3:]))
-    assert drifts[0] > 1
-    assert drifts[1] < 0.3
+    assert drifts[0] > 0.5
+    assert drifts[1] < drifts[0] / 3
 
 
 def test_adaptive_coefficient_follows_its_formula(tiny_gpt2: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from lm_envs.language_model import LanguageModel
 from lm_envs.sb3.buffer import EpisodeRolloutBuffer
 from lm_envs.sb3.policy import TransformerPolicy
+from lm_envs.sb3.segments import head_dtype
 
 
 class KLCallback(BaseCallback):
@@ -38,7 +40,7 @@ class KLCallback(BaseCallback):
         kl_coef: reward lost per nat, at first; 0 only logs.
         target: KL per episode to steer to, in nats; None keeps the coefficient.
         gain: how fast the coefficient follows, per rollout.
-        reference: None: the environment's frozen language model.
+        reference: None: the environment's frozen language model, in the precision of the policy's weights.
 
         Raises:
             ValueError: kl_coef is negative, or 0 with a target; target or gain is not positive.
@@ -66,7 +68,7 @@ class KLCallback(BaseCallback):
         if not isinstance(policy, TransformerPolicy):
             raise TypeError(f"KLCallback needs a TransformerPolicy, got {type(policy).__name__}")
         buffer = self._buffer
-        reference = self.reference or self.training_env.get_attr("language_model", 0)[0]
+        reference = self.reference or self._frozen_model(head_dtype(policy.model))
         if reference.vocab_size != policy.vocab_size:
             raise ValueError(
                 f"reference {reference.name!r} has {reference.vocab_size} tokens, not {policy.vocab_size}"
@@ -80,6 +82,13 @@ class KLCallback(BaseCallback):
                 "and the buffer whitens advantages already: set normalize_advantage=False",
                 stacklevel=2,
             )
+
+    def _frozen_model(self, dtype: torch.dtype) -> LanguageModel:
+        """The environment's model, in the precision of the policy's weights: equal weights score equally."""
+        model: LanguageModel = self.training_env.get_attr("language_model", 0)[0]
+        if model.dtype == dtype:
+            return model
+        return LanguageModel.load(model.path, device=model.device, dtype=dtype)
 
     def _on_step(self) -> bool:
         return True

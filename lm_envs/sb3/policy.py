@@ -176,7 +176,7 @@ class TransformerPolicy(ActorCriticPolicy):
         hidden, log_probs, entropy = score(
             self.model,
             segments,
-            actions,
+            actions.long().flatten(),
             vocab_size=self.vocab_size,
             temperature=self.temperature,
             mixed_precision=self.mixed_precision,
