@@ -287,6 +287,7 @@ def test_refuses_what_does_not_fit(tiny_gpt2: str, tiny_llama: str, tmp_path: Pa
         ({"value_scale": 0.0}, "value_scale"),
         ({"freeze_layers": 3}, "freeze_layers"),
         ({"freeze_layers": -1}, "freeze_layers"),
+        ({"freeze_layers": 0.5}, "freeze_layers"),
         ({"lora": {"rank": 4}}, "lora"),
         ({"optimizer_class": "Adamant"}, "optimizer_class"),
     ):
@@ -399,9 +400,10 @@ def test_bfloat16(tiny_models: dict[str, str], architecture: str) -> None:
 
 def test_bfloat16_needs_recomputed_log_probs(tiny_gpt2: str) -> None:
     env = make_env(tiny_gpt2)
-    algorithm = make_algorithm(env, tiny_gpt2, policy={"dtype": "bfloat16"})
-    with pytest.raises(RuntimeError, match="KLCallback"):
-        algorithm.learn(8 * env.num_envs)
+    for settings in ({}, {"rollout_buffer_class": None}):
+        algorithm = make_algorithm(env, tiny_gpt2, policy={"dtype": "bfloat16"}, **settings)
+        with pytest.raises(RuntimeError, match="KLCallback"):
+            algorithm.learn(8 * env.num_envs)
 
 
 def test_broken_weights_are_reported(tiny_gpt2: str) -> None:

@@ -166,12 +166,13 @@ class TransformerPolicy(ActorCriticPolicy):
             values (N, 1), log-probs (N,), entropies (N,), in float32 (float64 if the model is).
 
         Raises:
-            RuntimeError: in bfloat16, on a rollout whose old log-probs come from decoding.
+            RuntimeError: in an update in bfloat16, if the rollout's old log-probs come from decoding.
         """
         segments = obs if isinstance(obs, Segments) else Segments.from_observation(obs)
-        if self.mixed_precision and not segments.rescored:
+        if self.mixed_precision and self.training and not segments.rescored:
             raise RuntimeError(
-                "in bfloat16 old log-probs must be recomputed before an update: pass a KLCallback to learn()"
+                "in bfloat16 old log-probs must be recomputed before an update: construct the algorithm with "
+                "rollout_buffer_class=EpisodeRolloutBuffer and pass a KLCallback to learn()"
             )
         hidden, log_probs, entropy = score(
             self.model,

@@ -34,7 +34,7 @@ class Segments(NamedTuple):
             input_ids=observation["input_ids"][:, :width].long(),
             positions=rows * width + lengths - 1,
             action_mask=action_mask(observation),
-            rescored=True,
+            rescored=False,
         )
 
     def to(self, device: torch.device) -> Segments:

@@ -74,8 +74,8 @@ def _freeze(model: nn.Module, layers: int) -> None:
     if layers == 0:
         return
     base = trunk(model)
-    blocks = next((m for m in base.children() if isinstance(m, nn.ModuleList)), nn.ModuleList())
-    if isinstance(layers, bool) or not 0 <= layers <= len(blocks):
+    blocks = next((m for m in base.modules() if isinstance(m, nn.ModuleList)), nn.ModuleList())
+    if not isinstance(layers, int) or isinstance(layers, bool) or not 0 <= layers <= len(blocks):
         raise ValueError(f"freeze_layers must be from 0 to {len(blocks)}, the model's blocks, got {layers!r}")
     for module in base.modules():
         if isinstance(module, nn.Embedding):
