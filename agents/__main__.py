@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import gymnasium
 import tyro
 from rich.console import Console
 from rich.table import Table
+
+from lm_envs.errors import ModelError, RewardError
 
 
 def list_ids() -> None:
@@ -38,8 +41,13 @@ def main() -> None:
     command: Callable[[], None] | None = tyro.extras.subcommand_cli_from_dict(
         commands, prog="python -m agents", description=__doc__
     )
-    if command is not None:
-        command()
+    try:
+        if command is not None:
+            command()
+    except (ModelError, RewardError, gymnasium.error.Error) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted (a training run goes on from its last checkpoint with --resume)")
 
 
 if __name__ == "__main__":

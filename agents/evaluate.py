@@ -40,15 +40,15 @@ class Evaluate:
         before, after = (self.play(name) for name in (self.reference, self.model))
         auditor = story_auditor() if self.env == "TextGen-v0" else None
         columns = {"reference": report.summarize(before, auditor), "model": report.summarize(after, auditor)}
-        difference = report.paired_difference(before, after)
+        differences = report.paired_differences(before, after)
         console = Console()
         console.print(report.summary_table(f"{self.env}, {self.episodes} prompts", columns))
-        console.print("reward, paired difference:", report.cell(difference))
+        console.print(report.summary_table("model - reference, same prompts", {"difference": differences}))
         console.print(report.sample_table(before, after, self.samples))
         if self.out is not None:
             episodes = {"reference": before, "model": after}
             rows = {name: [dataclasses.asdict(e) for e in played] for name, played in episodes.items()}
-            report.write_json(self.out, columns | {"paired_difference": difference, "episodes": rows})
+            report.write_json(self.out, columns | {"paired_differences": differences, "episodes": rows})
 
     def play(self, name: str | None) -> list[Episode]:
         """One episode per slot of the model called `name`."""

@@ -32,9 +32,13 @@ def summarize(episodes: Sequence[Episode], auditor: Auditor | None = None) -> di
     return summary
 
 
-def paired_difference(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, float]:
-    """Mean and 95% interval of reward after - reward before on the same prompts."""
-    return vars(mean_interval([b.reward - a.reward for a, b in zip(before, after, strict=True)]))
+def paired_differences(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, dict[str, float]]:
+    """Mean and 95% interval of after - before on the same prompts, of the reward and each of its parts."""
+    pairs = list(zip(before, after, strict=True))
+    names = sorted(set.intersection(*(set(e.reward_parts) for pair in pairs for e in pair)))
+    differences = {"reward": [b.reward - a.reward for a, b in pairs]}
+    differences |= {name: [b.reward_parts[name] - a.reward_parts[name] for a, b in pairs] for name in names}
+    return {name: vars(mean_interval(values)) for name, values in differences.items()}
 
 
 def summary_table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table:

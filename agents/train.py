@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from tqdm import TqdmExperimentalWarning
 
 from agents import report
 from agents.metrics import story_auditor
@@ -82,8 +84,8 @@ class Train:
     """Rollouts between two checkpoints."""
     eval_episodes: int = 128
     """Held-out prompts played before and after."""
-    stop_on_collapse: bool = False
-    """Stop, rather than warn, when one 4-gram stands in more than 30% of the completions."""
+    stop_on_alarm: bool = False
+    """Stop, rather than warn, when the texts leave the base model's range (see agents/monitor.py)."""
     wandb: bool = False
     """Log to Weights & Biases as well."""
 
@@ -184,7 +186,9 @@ class Run:
 
             wandb.init(project="lm-envs", dir=out, config=dataclasses.asdict(settings), sync_tensorboard=True)
         self.model.set_logger(configure(str(out / f"log_{self.model.num_timesteps}"), ["csv", "tensorboard"]))
-        monitor = TextMonitor(stop_on_collapse=settings.stop_on_collapse)
+        auditor = story_auditor() if settings.env == "TextGen-v0" and settings.model is None else None
+        base = report.summarize(self.before, auditor)
+        monitor = TextMonitor(base, auditor, stop_on_alarm=settings.stop_on_alarm)
         callbacks = CallbackList(
             [
                 KLCallback(kl_coef=settings.kl_coef, target=settings.kl_target),
@@ -193,11 +197,15 @@ class Run:
             ]
         )
         started = time.perf_counter()
-        self.model.learn(self.steps, callback=callbacks, reset_num_timesteps=False, progress_bar=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TqdmExperimentalWarning)  # SB3's progress bar
+            self.model.learn(self.steps, callback=callbacks, reset_num_timesteps=False, progress_bar=True)
         minutes = (time.perf_counter() - started) / 60
         save_checkpoint(self.model, out / "checkpoint")
         self.policy.save_pretrained(out / "model")
-        self._report(self.evaluate("evaluating the trained model"), minutes, monitor.collapsed)
+        after = self.evaluate("evaluating the trained model")
+        columns = {"before": base, "after": report.summarize(after, auditor)}
+        self._report(after, columns, minutes, list(monitor.alarms.values()))
 
     @property
     def policy(self) -> TransformerPolicy:
@@ -223,30 +231,22 @@ class Run:
             progress=label,
         )
 
-    def _report(self, after: list[Episode], minutes: float, collapsed: str | None) -> None:
-        out, settings = self.settings.out, self.settings
-        auditor = story_auditor() if settings.env == "TextGen-v0" and settings.model is None else None
-        columns = {
-            "before": report.summarize(self.before, auditor),
-            "after": report.summarize(after, auditor),
-        }
-        difference = report.paired_difference(self.before, after)
-        steps = self.model.num_timesteps
-        report.write_json(
-            out / "evaluation.json",
-            columns
-            | {"paired_difference": difference, "steps": steps, "minutes": minutes, "collapsed": collapsed},
-        )
+    def _report(
+        self, after: list[Episode], columns: dict[str, dict[str, Any]], minutes: float, alarms: list[str]
+    ) -> None:
+        out, settings, steps = self.settings.out, self.settings, self.model.num_timesteps
+        differences = report.paired_differences(self.before, after)
+        run = {"paired_differences": differences, "steps": steps, "minutes": minutes, "alarms": alarms}
+        report.write_json(out / "evaluation.json", columns | run)
         report.plot_learning_curve(
             sorted(out.glob("log_*/progress.csv")),
             out / "learning_curve.png",
             {0: columns["before"]["reward"], steps: columns["after"]["reward"]},
         )
         title = f"{settings.env}: {len(after)} prompts before and after {steps} steps ({minutes:.1f} minutes)"
-        parts: list[Any] = [report.sample_table(self.before, after), report.summary_table(title, columns)]
-        parts.append(f"reward after - before, same prompts: {report.cell(difference)}")
-        if collapsed:
-            parts.append(f"WARNING, collapse: {collapsed}")
+        parts: list[Any] = [report.sample_table(self.before, after)]
+        parts.append(report.summary_table(title, {**columns, "after - before": differences}))
+        parts += [f"ALARM: {alarm}" for alarm in alarms]
         report.print_and_save(out / "report.txt", *parts)
         print(
             f"learning curve   {out / 'learning_curve.png'}\n"

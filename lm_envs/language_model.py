@@ -244,8 +244,9 @@ class LanguageModel:
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         from lm_envs.completion_scoring import score_completions
 
-        sizes = {"vocab_size": self.vocab_size, "context_length": self.context_length}
-        return score_completions(self.model, *rows, **sizes, **options)
+        return score_completions(
+            self.model, *rows, vocab_size=self.vocab_size, context_length=self.context_length, **options
+        )
 
     def perplexity(
         self, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]

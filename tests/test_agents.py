@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from agents.__main__ import main
 from agents.evaluate import Evaluate
 from agents.generate import Generate
+from agents.metrics import Auditor
 from agents.monitor import TextMonitor
 from agents.play import Sampling, play
 from agents.train import Train
@@ -95,8 +96,8 @@ def test_evaluate_reports_model_and_reference(tiny_gpt2, tmp_path, capsys):
     Evaluate(model=tiny_gpt2, reference=tiny_gpt2, env_kwargs=env_kwargs, episodes=4, out=target)()
     written = json.loads(target.read_text())
     assert written["model"] == written["reference"]
-    assert written["paired_difference"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
-    assert "paired difference" in capsys.readouterr().out
+    assert written["paired_differences"]["reward"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert "same prompts" in capsys.readouterr().out
 
 
 def test_generate_equals_hugging_face(tiny_llama, capsys):
@@ -133,24 +134,46 @@ def test_env_kwargs_must_be_a_json_object(tiny_gpt2, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_monitor_warns_when_texts_share_a_phrase():
-    class Logger:
-        output_formats = ()
-        records: ClassVar[dict[str, float]] = {}
+class FakeLogger:
+    output_formats = ()
 
-        def record(self, name: str, value: float) -> None:
-            self.records[name] = value
+    def __init__(self, recorded: dict[str, float]) -> None:
+        self.name_to_value = recorded
 
+    def record(self, name: str, value: float) -> None:
+        self.name_to_value[name] = value
+
+
+@pytest.mark.parametrize(
+    ("texts", "kl", "alarm"),
+    [
+        (["they all went home and sang"] * 4, 1.0, "text/common_4gram"),
+        (["joy joy joy joy joy joy", "so so so so so so", "a b c d", "e f g h"], 1.0, "text/repetition_3"),
+        (["luck party", "best prize luck", "sun moon and", "the cup"], 1.0, "text/auditor_perplexity"),
+        (["the cat sat", "a dog ran", "no one came", "we sang it"], 21.0, "kl/per_episode"),
+        (["the cat sat", "a dog ran", "no one came", "we sang it"], 1.0, None),
+    ],
+)
+def test_monitor_raises_the_alarm(texts, kl, alarm):
     class Learner:
-        logger = Logger()
+        logger = FakeLogger({"kl/per_episode": kl})
         num_timesteps = 0
 
-    monitor = TextMonitor(window=4, stop_on_collapse=True)
+    auditor = Auditor(["the cat sat", "a dog ran", "no one came", "we sang it"])
+    base = {"distinct_2": 0.0, "repetition_3": 0.01, "auditor_perplexity": 4.0}
+    monitor = TextMonitor(base, auditor, window=4, sample_every=1, stop_on_alarm=True)
     monitor.model = Learner()  # type: ignore[assignment]
-    info = {"prompt": "p", "completion": "they all went home and sang", "episode": {"r": 1.0}}
-    monitor.locals = {"dones": [True] * 4, "infos": [info] * 4}
+    infos = [{"prompt": "", "completion": text, "episode": {"r": 1.0}} for text in texts]
+    monitor.locals = {"dones": [True] * 4, "infos": infos}
     assert monitor._on_step()
-    with pytest.warns(UserWarning, match="collapsing"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         monitor._on_rollout_end()
-    assert Logger.records["text/common_4gram"] == 1.0
-    assert not monitor._on_step()
+    if alarm is None:
+        assert not monitor.alarms
+        assert not caught
+        assert monitor._on_step()
+    else:
+        assert alarm in monitor.alarms
+        assert "collapsing" in str(caught[0].message)
+        assert not monitor._on_step()
