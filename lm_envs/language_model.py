@@ -95,7 +95,7 @@ class LanguageModel:
         if self._dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}")
         self.name = "bundled" if path_or_hub_id is None else str(path_or_hub_id)
-        folder = BUNDLED if path_or_hub_id is None else _as_folder(path_or_hub_id)
+        folder = BUNDLED if path_or_hub_id is None else as_folder(path_or_hub_id)
         if folder is not None:
             check_folder(folder)
         if folder == BUNDLED:
@@ -275,7 +275,7 @@ def _rebuild(path: str | None, device: str, dtype: str, chat: bool) -> LanguageM
     return LanguageModel(path, device=device, dtype=dtype, chat=chat)
 
 
-def _as_folder(path_or_hub_id: str | Path) -> Path | None:
+def as_folder(path_or_hub_id: str | Path) -> Path | None:
     """The folder that is meant, or None for a hub id."""
     path, text = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
     local = isinstance(path_or_hub_id, Path) or path.is_absolute() or path.is_dir()

@@ -110,6 +110,7 @@ def check_task(
     Args:
         task: the task, built.
         language_model: the model it is for: then token ids are real, and a full context ends an episode.
+            None: the task's own `language_model` if it has one, or else a stand-in whose tokens are bytes.
         max_turns: an episode of more turns is taken for one that never ends.
         tolerance: accepted difference of numbers, as in `check_reward`.
 
@@ -122,6 +123,8 @@ def check_task(
     for method in ("start", "respond"):
         if not callable(getattr(task, method, None)):
             raise TypeError(f"a task needs a method {method!r}, {type(task).__name__} has none")
+    if language_model is None:
+        language_model = getattr(task, "language_model", None)
     model = _Bytes() if language_model is None else language_model
     for index, prompt in enumerate(getattr(task, "prompts", None) or ()):
         _check_prompt(f"prompts[{index}]", prompt, model)

@@ -93,6 +93,7 @@ BAD_FILES = [
         b'{"prompt": "x", "a": 1}\n{"prompt": "y"}',
         r"line 2: columns \['prompt'\], before it \['a', 'prompt'\]",
     ),
+    ("a.jsonl", b'{"prompt": "x", "slots": 1}', r"line 1: the column 'slots' has a name"),
     ("a.csv", b"x", r"path of a \.txt or \.jsonl file, got '.*a\.csv'"),
 ]
 

@@ -394,4 +394,6 @@ def test_states_may_hold_any_plain_data() -> None:
 
 def test_fluency_in_a_task_is_the_same_alone_and_together(tmp_path: Any) -> None:
     lm = LanguageModel.load(save_tiny(tmp_path, "llama"), lazy=True)
-    check_task(Continuation(lm, prompts=["The fox waits", "At"], reward=Fluency(lm)), lm)
+    task = Continuation(lm, prompts=["The fox waits", "At"], reward=Fluency(lm))
+    check_task(task, lm)
+    check_task(task)  # with the model that the task itself was made with

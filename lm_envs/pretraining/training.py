@@ -163,6 +163,10 @@ def _new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCa
 
 def _optimizers(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.Optimizer, ...]:
     """Muon (Jordan et al. 2024) for hidden matrices, AdamW for the rest: half the loss of AdamW alone."""
+    if not hasattr(torch.optim, "Muon"):
+        raise ImportError(
+            f"pretraining needs torch.optim.Muon, that is torch >= 2.9; this is {torch.__version__}"
+        )
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

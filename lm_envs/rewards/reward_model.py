@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_envs.errors import ModelError
-from lm_envs.language_model import _as_folder
+from lm_envs.language_model import as_folder
 from lm_envs.model_files import check_folder, refuse_remote_code
 from lm_envs.rewards.base import check_texts, whole_number
 
@@ -53,7 +53,7 @@ class RewardModel:
     ) -> None:
         if output not in ("logit", "probability"):
             raise ValueError(f"output must be 'logit' or 'probability', got {output!r}")
-        folder = _as_folder(path_or_hub_id)
+        folder = as_folder(path_or_hub_id)
         if folder is not None:
             check_folder(folder)
         self.path = str(folder or path_or_hub_id)

@@ -64,6 +64,7 @@ class Continuation:
         fluency_weight: float = 2.0,
         fluency_slack: float = 0.1,
     ) -> None:
+        self.language_model = language_model
         if split not in ("train", "test"):
             raise ValueError(f"split must be 'train' or 'test', got {split!r}")
         if prompts is not None and split != "train":

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 _FILE = "the path of a .txt or .jsonl file"
+# What a reward is called with besides the columns of a file.
+_RESERVED = {"prompts", "completions", "prompt_ids", "completion_ids", "reward", "slots"}
 
 
 def check_text(text: Any, name: str) -> None:
@@ -58,6 +60,10 @@ def _load_file(path: Path) -> list[dict[str, Any]]:
         if line.strip():
             name = f"{path}, line {number}"
             row = _parse(line, name) if path.suffix == ".jsonl" else {"prompt": line.rstrip("\r")}
+            if taken := sorted(_RESERVED & row.keys()):
+                raise ValueError(
+                    f"{name}: the column {taken[0]!r} has a name that rewards get otherwise; rename it"
+                )
             if rows and row.keys() != rows[0].keys():
                 raise ValueError(f"{name}: columns {sorted(row)}, before it {sorted(rows[0])}")
             rows.append(row)
