@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import PROMPTS, AtRolloutEnd, letters, make_algorithm, make_env
+from runs import PROMPTS, letters, make_algorithm, make_env
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
@@ -263,11 +263,30 @@ def test_what_cannot_be_saved_is_named(tiny_gpt2: str, tmp_path: Path) -> None:
         save_checkpoint(plain, tmp_path)
     assert not list(tmp_path.iterdir())
 
-    class SaveInTheMiddle(AtRolloutEnd):
-        def _on_step(self) -> bool:
-            if self.n_calls == 3:
-                save_checkpoint(self.model, tmp_path)  # type: ignore[arg-type]
-            return True
 
-    with pytest.raises(ValueError, match="between rollouts"):
-        make_algorithm(env, tiny_gpt2).learn(1, callback=SaveInTheMiddle(lambda model: None))
+@pytest.mark.parametrize("steps", [1, 5, 9])
+def test_a_run_that_was_stopped_in_a_rollout_goes_on_where_the_environment_stands(
+    tiny_gpt2: str, tmp_path: Path, steps: int
+) -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.n_calls < steps
+
+    stopped = make_algorithm(make_env(tiny_gpt2, task=Dialogue()), tiny_gpt2)
+    stopped.learn(64, callback=Stop())
+    save_checkpoint(stopped, tmp_path)
+    resumed = load_checkpoint(tmp_path, make_env(tiny_gpt2, task=Dialogue()), device="cpu")
+    assert resumed.num_timesteps == 4 * steps
+    contexts = [
+        row[mask == 1].tolist()
+        for row, mask in zip(resumed._last_obs["input_ids"], resumed._last_obs["attention_mask"], strict=True)
+    ]
+    actions = np.full(4, 7)
+    ours, theirs = resumed.get_env().step(actions), stopped.get_env().step(actions)
+    for key, value in theirs[0].items():
+        np.testing.assert_array_equal(ours[0][key], value)
+    for slot in np.flatnonzero(~ours[2]):  # the next context is the last one and the action
+        following = ours[0]["input_ids"][slot]
+        assert following[: len(contexts[slot]) + 1].tolist() == [*contexts[slot], 7]
+    resumed = load_checkpoint(tmp_path, make_env(tiny_gpt2, task=Dialogue()), device="cpu")
+    resumed.learn(32, reset_num_timesteps=False)

@@ -1,10 +1,13 @@
 """Checkpoints of a run: JSON and safetensors, never pickle; replaced in one step; resumed bit for bit.
 
-A checkpoint is taken between two rollouts: after `learn()` has returned, or in a callback's
-`_on_rollout_start`. To go on: `model = load_checkpoint(folder)`, then `model.learn(total -
-model.num_timesteps, callback, reset_num_timesteps=False)`, where `total` is the whole run's number of
-timesteps: SB3 adds `num_timesteps` to it, so that learning-rate and clip schedules see the same progress as
-in a run that was never stopped.
+To go on: `model = load_checkpoint(folder)`, then `model.learn(total - model.num_timesteps, callback,
+reset_num_timesteps=False)`, where `total` is the whole run's number of timesteps: SB3 adds `num_timesteps` to
+it, so that learning-rate and clip schedules see the same progress as in a run that was never stopped.
+
+Resuming is exact from a checkpoint taken between two rollouts: after `learn()` has returned by itself, or in
+a callback's `_on_rollout_start`. From one taken in the middle of a rollout (a callback has stopped `learn()`,
+say) training goes on with a new rollout where the environment stands; what the cut one had collected is
+dropped.
 """
 
 from __future__ import annotations
@@ -57,13 +60,13 @@ def save_checkpoint(model: OnPolicyAlgorithm, folder: str | Path) -> None:
 
     Args:
         model: `PPO` or `A2C` with a `TransformerPolicy`, an `EpisodeRolloutBuffer` and an environment from
-            `make_vec_env`, between two rollouts.
+            `make_vec_env`.
         folder: made if it does not exist.
 
     Raises:
         TypeError: the algorithm has another policy, buffer or environment, or an argument that JSON cannot
             hold (learning_rate and clip_range may be numbers, `LinearSchedule` or `ConstantSchedule`).
-        ValueError: `learn()` has not begun, or it is in the middle of a rollout.
+        ValueError: `learn()` has not begun.
     """
     env = _check_supported(model)
     state, texts = run_state(model, env)
@@ -172,10 +175,8 @@ def _check_supported(model: OnPolicyAlgorithm) -> GymVecEnv:
     env = model.get_env()
     if not isinstance(env, GymVecEnv):
         raise TypeError(f"checkpoints need an environment from make_vec_env, got {type(env).__name__}")
-    if model._last_obs is None:
+    if env.last_observations is None:
         raise ValueError("nothing to save yet: learn() has not begun")
-    if 0 < model.rollout_buffer.pos < model.n_steps:
-        raise ValueError("a checkpoint is taken between rollouts: save in _on_rollout_start, not in _on_step")
     return env
 
 

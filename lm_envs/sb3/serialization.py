@@ -103,11 +103,12 @@ def run_state(model: OnPolicyAlgorithm, env: GymVecEnv) -> tuple[dict[str, Tenso
     tensors = {"random.torch": torch.get_rng_state()}
     if model.device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(model.device)
-    observations: Any = model._last_obs
+    # The algorithm's own last observation is one step behind where a callback has cut a rollout short.
+    observations: Any = env.last_observations
     arrays = {
         "random.numpy": np.asarray(keys),
         "random.python": np.array(internal, np.uint32),
-        "episode_starts": np.asarray(model._last_episode_starts),
+        "episode_starts": env.last_dones,
         **{f"observation.{key}": value for key, value in observations.items()},
         **{f"environment.{key}": value for key, value in env.get_state().items()},
     }
@@ -130,8 +131,8 @@ def restore_run_state(
         return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
 
     env.set_state(below("environment."))
-    model._last_obs = below("observation.")
-    model._last_episode_starts = arrays["episode_starts"]
+    env.last_observations = model._last_obs = below("observation.")
+    env.last_dones = model._last_episode_starts = arrays["episode_starts"].astype(bool)
     name, position, has_gauss, gauss = texts["random.numpy"]
     np.random.set_state((name, arrays["random.numpy"], position, has_gauss, gauss))  # noqa: NPY002
     version, next_gauss = texts["random.python"]

@@ -80,6 +80,8 @@ class GymVecEnv(VecEnv):
     Attributes:
         env: the Gymnasium vector environment.
         arguments: what `make_vec_env` was called with, enough to make it again; None if made otherwise.
+        last_observations: what the last `reset` or `step` returned; None before the first.
+        last_dones: (B,) bool, the slots whose last observation begins an episode.
     """
 
     arguments: dict[str, Any] | None = None
@@ -99,6 +101,8 @@ class GymVecEnv(VecEnv):
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._started = time.time()
         self._actions: np.ndarray | None = None
+        self.last_observations: VecEnvObs | None = None
+        self.last_dones = np.ones(self.num_envs, bool)
 
     def reset(self) -> VecEnvObs:
         """Reset every slot, with the seeds and options set since the last reset."""
@@ -112,6 +116,7 @@ class GymVecEnv(VecEnv):
         self._reset_options()
         self._returns[:] = 0.0
         self._lengths[:] = 0
+        self.last_observations, self.last_dones = observations, np.ones(self.num_envs, bool)
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -142,6 +147,7 @@ class GymVecEnv(VecEnv):
             infos[slot], self.reset_infos[slot] = info, reset_info
         self._returns[dones] = 0.0
         self._lengths[dones] = 0
+        self.last_observations, self.last_dones = observations, dones
         return observations, rewards.astype(np.float32), dones, infos
 
     def close(self) -> None:
