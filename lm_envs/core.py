@@ -18,6 +18,7 @@ from lm_envs.view import View
 
 if TYPE_CHECKING:
     from lm_envs.decoding import Snapshot
+    from lm_envs.toy.view import ToyView
 
 ACTIONS = ("token", "top_k")
 
@@ -33,18 +34,32 @@ class ClonedState:
 
 
 class EnvCore:
-    """A task, a language model, B slots' episodes and the view of them. `TextGenEnv` documents the arguments.
+    """A task, a language model, B slots' episodes and the view of them.
 
     Attributes:
-        task: the text task.
+        task: the text task, or the toy.
         language_model: encodes, decodes, embeds and proposes; its weights are loaded when first needed.
         episodes: the dynamics.
         view: observations, candidates and spaces.
         candidates: (B, k) int64, what the next "top_k" actions choose from; k = 0 for "token" actions.
+        num_actions: size of the action space.
     """
 
     def __init__(
         self,
+        language_model: Any,
+        task: Any,
+        episodes: Episodes,
+        view: View | ToyView,
+    ) -> None:
+        self.language_model, self.task = language_model, task
+        self.episodes, self.view = episodes, view
+        self.candidates = np.zeros((episodes.num_slots, view.num_candidates), np.int64)
+        self.num_actions = int(view.action_space.n)
+
+    @classmethod
+    def for_text(
+        cls,
         num_slots: int,
         task: str | Task,
         model: str | None,
@@ -60,55 +75,55 @@ class EnvCore:
         device: str = "auto",
         dtype: str = "auto",
         **task_kwargs: Any,
-    ) -> None:
+    ) -> EnvCore:
+        """The core of text environments; `TextGenEnv` documents the arguments."""
         from lm_envs.language_model import LanguageModel
 
-        self.language_model = LanguageModel.load(model, device=device, dtype=dtype, chat=chat, lazy=True)
-        window = self.language_model.context_length
+        language_model = LanguageModel.load(model, device=device, dtype=dtype, chat=chat, lazy=True)
+        window = language_model.context_length
         if context_length is None:
             context_length = window
-        context_length = _whole("context_length", context_length, 2, window)
-        max_new_tokens = _whole("max_new_tokens", max_new_tokens, 1, context_length - 1)
-        self.task = make_task(task, self.language_model, task_kwargs)
+        context_length = whole("context_length", context_length, 2, window)
+        max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, context_length - 1)
+        task = make_task(task, language_model, task_kwargs)
         tokenized = TokenizedTask(
-            self.task,
-            self.language_model,
+            task,
+            language_model,
             stop=_check_stop(stop),
             max_new_tokens=max_new_tokens,
             context_length=context_length,
             truncate_prompts=truncate_prompts,
         )
-        self.episodes = Episodes(
+        episodes = Episodes(
             tokenized,
             num_slots,
             max_new_tokens=max_new_tokens,
             context_length=context_length,
-            eos_token_id=self.language_model.eos_token_id,
-            pad_token_id=self.language_model.pad_token_id,
+            eos_token_id=language_model.eos_token_id,
+            pad_token_id=language_model.pad_token_id,
         )
         if actions not in ACTIONS:
             raise ValueError(f"actions must be one of {ACTIONS}, got {actions!r}")
         candidates = 0
         if actions == "top_k":
-            candidates = _whole("top_k", top_k, 1, self.language_model.vocab_size)
-        self.view = View(self.language_model, self.episodes, observation, candidates)
-        self.candidates = np.zeros((num_slots, self.view.num_candidates), np.int64)
+            candidates = whole("top_k", top_k, 1, language_model.vocab_size)
+        view = View(language_model, episodes, observation, candidates)
+        return cls(language_model, task, episodes, view)
 
-    def token(self, action: Any) -> np.ndarray:
-        """The token id that the single environment's action stands for, (1,) int64; InvalidAction if none."""
-        return self._tokens(np.array([check_action(action, int(self.view.action_space.n))]))
+    def token(self, action: Any) -> int:
+        """The token id that the single environment's action stands for; InvalidAction if none."""
+        action = check_action(action, self.num_actions)
+        return int(self.candidates[0, action]) if self.view.num_candidates else action
 
     def tokens(self, actions: Any, used: np.ndarray) -> np.ndarray:
         """The token ids that a vector environment's actions stand for, (B,) int64; see `check_actions`."""
-        return self._tokens(check_actions(actions, int(self.view.action_space.n), used))
-
-    def _tokens(self, actions: np.ndarray) -> np.ndarray:
+        actions = check_actions(actions, self.num_actions, used)
         return self.candidates[self.episodes.all_slots, actions] if self.view.num_candidates else actions
 
     def clone_state(self, include_rng: bool) -> ClonedState:
         """See `TextGenEnv.clone_state`."""
-        cache = self.view.decoder.snapshot() if self.view.uses_model else None
-        return ClonedState(self.episodes.arrays.copy(), self.candidates.copy(), cache, include_rng)
+        arrays, cache = self.episodes.arrays.copy(), self.view.snapshot()
+        return ClonedState(arrays, self.candidates.copy(), cache, include_rng)
 
     def restore_state(self, state: ClonedState) -> None:
         """See `TextGenEnv.restore_state`."""
@@ -127,8 +142,8 @@ class EnvCore:
             arrays.dice = mix(np.where(begun, now.dice, arrays.dice), FORK)
         self.episodes.arrays = arrays
         self.candidates = state.candidates.copy()
-        if state.cache is not None and self.view.uses_model:
-            self.view.decoder.restore(state.cache)
+        if state.cache is not None:
+            self.view.restore(state.cache)
 
     def get_state(self) -> dict[str, np.ndarray]:
         """See `TextGenEnv.get_state`."""
@@ -149,7 +164,8 @@ def draw_keys(rng: np.random.Generator, size: int) -> np.ndarray:
     return rng.integers(0, 2**64 - 1, size=size, dtype=np.uint64, endpoint=True)
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> int:
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """`value` as an int; ValueError naming it unless it is an integer in low..high."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
         raise ValueError(f"{name} must be an integer in {low}..{high}, got {value!r}")
     return int(value)

@@ -4,20 +4,20 @@ Single and vector environments, text and toys share this one copy. It is numpy o
 but those that go on to a next turn. What a turn's end means, it asks a `TokenTask`, the token-level face of a
 task.
 
-A step is atomic: run it under `Episodes.atomic()`, and any error leaves all slots as they were before.
+A step is atomic: run it under `Episodes.guarded()`, and any error leaves all slots as they were before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from lm_envs.randomness import RESPOND, START, mix
+from lm_envs.randomness import PAY, RESPOND, START, WRITE, mix
 
 EOS, STOP, LENGTH = 0, 1, 2
 FINISH_REASONS = ("eos", "stop", "length")
@@ -26,6 +26,9 @@ FINISH_REASONS = ("eos", "stop", "length")
 _NO_HISTORY, _NO_OPTIONS = np.empty((), dtype=object), np.empty((), dtype=object)
 _NO_HISTORY[()] = ()
 _NO_OPTIONS[()] = {}
+
+_ALL = slice(None)
+_NO_SLOTS = np.zeros(0, np.int64)
 
 
 class Opening(NamedTuple):
@@ -46,6 +49,12 @@ class Turns(NamedTuple):
     numbers: np.ndarray  # (n,) int64, 1 for an episode's first turn
 
 
+# (n,) tokens and (n,) dice in, (n,) tokens out.
+Write = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# n running turns and (n,) dice in, (n,) rewards of each one's last token out.
+Pay = Callable[[Turns, np.ndarray], np.ndarray]
+
+
 class Answers(NamedTuple):
     """A task's answers to n turns."""
 
@@ -55,7 +64,7 @@ class Answers(NamedTuple):
     tokens: np.ndarray  # (n, W) what the context goes on with, or is replaced by
     lengths: np.ndarray  # (n,) int64; may exceed W where the text is longer than any window
     replace: np.ndarray  # (n,) bool
-    infos: Sequence[dict[str, Any]]  # n, or none at all
+    infos: Sequence[dict[str, Any]] | dict[str, np.ndarray]  # n, or key -> n values
 
 
 class TokenTask(Protocol):
@@ -63,6 +72,10 @@ class TokenTask(Protocol):
 
     state_dtype: Any  # numpy dtype of the (B,) array that holds the slots' task states
     stop: tuple[str, ...]  # stop strings
+    is_infallible: bool  # nothing but `start` with options can raise
+    is_random: bool  # whether `respond` and `pay` read their dice, which are made up if not
+    written: Write | None  # what tokens turn into when they are written; None: nothing
+    pay: Pay | None  # rewards of tokens in the middle of a turn; None: only its end is rewarded
 
     def start(self, dice: np.ndarray, options: np.ndarray, slots: np.ndarray) -> Opening:
         """Begins n episodes; `dice` (n,) uint64 is their only randomness, `slots` (n,) are for errors."""
@@ -84,6 +97,8 @@ class Step(NamedTuple):
     terminated: np.ndarray  # (n,) bool
     truncated: np.ndarray  # (n,) bool, the context window is full
     infos: dict[int, dict[str, Any]]  # slot -> info, for the slots whose turn is over
+    info_slots: np.ndarray  # (m,) the slots whose turn is over, where the task describes them in columns
+    columns: dict[str, np.ndarray]  # key -> (m,) values
 
 
 @dataclass
@@ -150,6 +165,10 @@ class Episodes:
             history=np.full(num_slots, _NO_HISTORY),
         )
 
+    def guarded(self) -> AbstractContextManager[None]:
+        """`atomic()` where a step may fail once its actions are checked: it copies all that is known."""
+        return nullcontext() if self.task.is_infallible else self.atomic()
+
     @contextmanager
     def atomic(self) -> Iterator[None]:
         """Undoes everything done to the slots inside, if it ends in an error."""
@@ -160,6 +179,14 @@ class Episodes:
             self.arrays = saved
             raise
 
+    def index(self, slots: np.ndarray) -> np.ndarray | slice:
+        """What indexes these slots: all of them as a slice, which reads and writes without copying."""
+        return _ALL if slots is self.all_slots else slots
+
+    def select(self, slots: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """`slots[mask]`, and the very same array if the mask is all true."""
+        return slots if mask.all() else slots[mask]
+
     def seed(self, slots: np.ndarray, keys: np.ndarray) -> None:
         """Gives slots new keys; their next episode is number 0."""
         self.arrays.keys[slots] = keys
@@ -167,24 +194,52 @@ class Episodes:
 
     def begin(self, slots: np.ndarray, options: Mapping[str, Any] | None = None) -> None:
         """Begins a new episode in each of these slots, all with the same reset options."""
-        a = self.arrays
-        a.episodes[slots] += 1
-        a.origin[slots] = mix(a.keys[slots], a.episodes[slots])
-        a.options[slots] = options or _NO_OPTIONS
+        a, at = self.arrays, self.index(slots)
+        a.episodes[at] += 1
+        a.origin[at] = mix(a.keys[at], a.episodes[at])
+        a.options[at] = options or _NO_OPTIONS
         self.open(slots)
 
     def open(self, slots: np.ndarray) -> None:
         """Lays out the first contexts of episodes whose origin and options are set."""
-        a = self.arrays
-        opening = self.task.start(mix(a.origin[slots], 0, START), a.options[slots], slots)
-        a.dice[slots] = a.origin[slots]
-        a.running[slots] = True
-        a.states[slots] = opening.states
-        a.steps[slots] = 0
-        a.returns[slots] = 0.0
-        a.turns[slots] = 0
-        a.history[slots] = _NO_HISTORY
+        a, at = self.arrays, self.index(slots)
+        opening = self.task.start(mix(a.origin[at], 0, START), a.options[at], slots)
+        a.dice[at] = a.origin[at]
+        a.running[at] = True
+        a.states[at] = opening.states
+        a.steps[at] = 0
+        a.returns[at] = 0.0
+        a.turns[at] = 0
+        a.history[at] = _NO_HISTORY
         self._replace(slots, opening.tokens, opening.lengths)
+
+    def write_on(self, slot: int, token: int) -> bool:
+        """Writes a token in the middle of a turn: one that nobody has to answer.
+
+        Args:
+            slot: one with a running episode.
+            token: a valid token id.
+
+        Returns:
+            False if the token would end the turn, fill the window, slip or be paid; nothing is done then, and
+            `step` has to.
+        """
+        a, task = self.arrays, self.task
+        end = int(a.lengths[slot]) + 1
+        if (
+            task.stop
+            or task.pay is not None
+            or task.written is not None
+            or token == self.eos_token_id
+            or end == self.context_length
+            or end - a.turn_starts[slot] >= self.max_new_tokens
+        ):
+            return False
+        a.tokens[slot, end - 1] = token
+        a.own[slot, end - 1] = 1
+        a.lengths[slot] = end
+        a.steps[slot] += 1
+        return True
 
     def step(self, tokens: np.ndarray, slots: np.ndarray | None = None) -> Step:
         """Writes one token into each of these slots.
@@ -198,11 +253,14 @@ class Episodes:
         """
         a = self.arrays
         slots = self.all_slots if slots is None else slots
-        running = a.running[slots]
+        at = self.index(slots)
+        running = a.running[at]
         if not running.all():
             raise ResetNeeded(f"call reset() first: no running episode in slot(s) {slots[~running].tolist()}")
+        if self.task.written is not None:
+            tokens = self.task.written(tokens, mix(a.dice[at], a.steps[at], WRITE))
         ends = self._write(slots, tokens)
-        a.steps[slots] += 1
+        a.steps[at] += 1
         reasons = self.finish_reasons(slots)
         over = reasons >= 0
         result = Step(
@@ -210,25 +268,35 @@ class Episodes:
             terminated=np.zeros(len(slots), bool),
             truncated=~over & (ends == self.context_length),
             infos={},
+            info_slots=_NO_SLOTS,
+            columns={},
         )
         if result.truncated.any():
             cut = slots[result.truncated]
             infos = self.task.describe(a.states[cut], self._turns(cut, np.full(len(cut), LENGTH)))
             result.infos.update(zip(cut.tolist(), infos, strict=False))
+        if self.task.pay is not None and not over.all():
+            going = self.select(slots, ~over)
+            dice = self._dice(going, PAY)
+            result.rewards[~over] = self.task.pay(self._turns(going, np.full(len(going), -1)), dice)
         if over.any():
-            answers, truncated = self.answer(slots[over], reasons[over])
+            ended = self.select(slots, over)
+            answers, truncated = self.answer(ended, reasons[over])
             result.rewards[over] = answers.rewards
             result.terminated[over] = answers.done
             result.truncated[over] = truncated
-            result.infos.update(zip(slots[over].tolist(), answers.infos, strict=False))
-            a.returns[slots[over]] += answers.rewards
-        a.running[slots] = ~(result.terminated | result.truncated)
+            if isinstance(answers.infos, dict):
+                result = result._replace(info_slots=ended, columns=answers.infos)
+            else:
+                result.infos.update(zip(ended.tolist(), answers.infos, strict=False))
+        a.returns[at] += result.rewards
+        a.running[at] = ~(result.terminated | result.truncated)
         return result
 
     def finish_reasons(self, slots: np.ndarray) -> np.ndarray:
         """(n,) int64: the reason why each slot's present turn is over, -1 where it is not."""
-        a = self.arrays
-        starts, ends = a.turn_starts[slots], a.lengths[slots]
+        a, at = self.arrays, self.index(slots)
+        starts, ends = a.turn_starts[at], a.lengths[at]
         reasons = np.where(ends - starts >= self.max_new_tokens, LENGTH, -1)
         if self.task.stop:
             reasons[self.task.stopped(a.tokens[slots], starts, ends)] = STOP
@@ -243,10 +311,12 @@ class Episodes:
             The answers, and (n,) bool: the task would go on, but what the agent should read next leaves no
             room for a single token. Such a context stays as it is.
         """
-        a = self.arrays
+        a, at = self.arrays, self.index(slots)
         answers = self.task.respond(
-            a.states[slots], self._turns(slots, reasons), mix(a.dice[slots], a.steps[slots], RESPOND), slots
+            a.states[at], self._turns(slots, reasons), self._dice(slots, RESPOND), slots
         )
+        if answers.done.all():
+            return answers, np.zeros(len(slots), bool)
         next_lengths = answers.lengths + np.where(answers.replace, 0, a.lengths[slots])
         truncated = ~answers.done & (next_lengths >= self.context_length)
         goes_on = ~answers.done & ~truncated
@@ -269,22 +339,31 @@ class Episodes:
 
     def _write(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         a = self.arrays
-        at = a.lengths[slots]
+        at = a.lengths[self.index(slots)]
         a.tokens[slots, at] = tokens
         a.own[slots, at] = 1
-        a.lengths[slots] = at + 1
-        return at + 1
+        ends = at + 1
+        a.lengths[self.index(slots)] = ends
+        return ends
 
     def _replace(self, slots: np.ndarray, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        a = self.arrays
+        a, at = self.arrays, self.index(slots)
         width = min(tokens.shape[1], self.context_length)
-        inside = np.arange(width) < lengths[:, None]
-        a.tokens[slots] = self.pad_token_id
-        a.tokens[slots, :width] = np.where(inside, tokens[:, :width], self.pad_token_id)
-        a.own[slots] = 0
-        a.lengths[slots] = lengths
-        a.turn_starts[slots] = lengths
+        a.tokens[at] = self.pad_token_id
+        if (lengths >= width).all():
+            a.tokens[at, :width] = tokens[:, :width]
+        else:
+            inside = np.arange(width) < lengths[:, None]
+            a.tokens[at, :width] = np.where(inside, tokens[:, :width], self.pad_token_id)
+        a.own[at] = 0
+        a.lengths[at] = lengths
+        a.turn_starts[at] = lengths
+
+    def _dice(self, slots: np.ndarray, purpose: int) -> np.ndarray:
+        """What the last written tokens' rewards are rolled with, (n,) uint64."""
+        a, at = self.arrays, self.index(slots)
+        return mix(a.dice[at], a.steps[at], purpose) if self.task.is_random else a.dice[at]
 
     def _turns(self, slots: np.ndarray, reasons: np.ndarray) -> Turns:
-        a = self.arrays
-        return Turns(a.tokens[slots], a.turn_starts[slots], a.lengths[slots], reasons, a.turns[slots] + 1)
+        a, at = self.arrays, self.index(slots)
+        return Turns(a.tokens[at], a.turn_starts[at], a.lengths[at], reasons, a.turns[at] + 1)

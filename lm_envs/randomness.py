@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 # What a hash is drawn for. Two purposes never share a draw.
-START, RESPOND, FORK = 0, 1, 2
+START, RESPOND, FORK, WRITE, PAY = 0, 1, 2, 3, 4
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -45,6 +45,17 @@ def mix(key: np.ndarray, *counters: np.ndarray | int) -> np.ndarray:
     for counter in counters:
         mixed = splitmix64(mixed ^ splitmix64(np.atleast_1d(np.asarray(counter)).astype(np.uint64)))
     return mixed
+
+
+def uniform(dice: np.ndarray) -> np.ndarray:
+    """Hashes (n,) uint64 as uniform numbers (n,) float64 in [0, 1), multiples of 2^-53."""
+    return (dice >> np.uint64(11)) * 2.0**-53
+
+
+def normal(dice: np.ndarray) -> np.ndarray:
+    """Hashes (n,) uint64 as standard normal numbers (n,) float64 (Box and Muller 1958)."""
+    radius = np.sqrt(-2 * np.log(1 - uniform(dice)))
+    return radius * np.cos(2 * np.pi * uniform(splitmix64(dice)))
 
 
 def generators(dice: np.ndarray) -> list[np.random.Generator]:

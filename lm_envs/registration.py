@@ -11,6 +11,10 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
         "lm_envs.vector_env:TextGenVectorEnv",
         {"task": "continuation"},
     ),
+    **{
+        f"TextGen-{toy}-v0": (f"lm_envs.toy.envs:{toy}Env", f"lm_envs.toy.vector_env:{toy}VectorEnv", {})
+        for toy in ("ToyCopy", "ToyReverse", "ToyBrackets", "ToyBigram", "ToyTranslate", "ToyKeyDoor")
+    },
 }
 
 

@@ -141,7 +141,7 @@ class TextGenEnv(gymnasium.Env):
         render_mode: str | None = None,
         **task_kwargs: Any,
     ) -> None:
-        self._core = EnvCore(
+        core = EnvCore.for_text(
             1,
             task,
             model,
@@ -157,6 +157,11 @@ class TextGenEnv(gymnasium.Env):
             dtype=dtype,
             **task_kwargs,
         )
+        self._adopt(core, render_mode)
+
+    def _adopt(self, core: EnvCore, render_mode: str | None) -> None:
+        """What every constructor ends with."""
+        self._core = core
         self._slots = self._core.episodes.all_slots
         self.observation_space = self._core.view.observation_space
         self.action_space = self._core.view.action_space
@@ -228,10 +233,15 @@ class TextGenEnv(gymnasium.Env):
         if not episodes.arrays.running[0]:
             raise ResetNeeded("call reset() first: the episode is over, or none has begun")
         token = self._core.token(action)
-        with episodes.atomic():
-            result = episodes.step(token)
+        if not self._core.view.uses_model and episodes.write_on(0, token):
             observation, info = self._look()
-        info = {**result.infos.get(0, {}), **info}
+            self._renderer.show(0)
+            return observation, 0.0, False, False, info
+        with episodes.guarded():
+            result = episodes.step(np.array([token]))
+            observation, info = self._look()
+        columns = {key: values.item() for key, values in result.columns.items()}
+        info = {**result.infos.get(0, columns), **info}
         self._renderer.show(0)
         return (
             observation,

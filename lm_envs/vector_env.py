@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from lm_envs.tasks import Task
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
+
+
+_NONE = np.zeros(0, np.int64)
 
 
 class TextGenVectorEnv(VectorEnv):
@@ -62,6 +66,18 @@ class TextGenVectorEnv(VectorEnv):
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
+        make_core = partial(EnvCore.for_text, task=task, model=model, **settings)
+        self._adopt(make_core, num_envs, autoreset_mode, max_episode_steps, render_mode)
+
+    def _adopt(
+        self,
+        make_core: Callable[[int], EnvCore],
+        num_envs: int,
+        autoreset_mode: AutoresetMode | str,
+        max_episode_steps: int | None,
+        render_mode: str | None,
+    ) -> None:
+        """What every constructor does: checks the arguments and makes the core for so many slots."""
         for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
@@ -69,7 +85,7 @@ class TextGenVectorEnv(VectorEnv):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.max_episode_steps = max_episode_steps
-        self._core = EnvCore(num_envs, task, model, **settings)
+        self._core = make_core(num_envs)
         self.single_observation_space = self._core.view.observation_space
         self.single_action_space = self._core.view.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -158,25 +174,22 @@ class TextGenVectorEnv(VectorEnv):
         if mode == AutoresetMode.NEXT_STEP:
             resets = ~episodes.arrays.running & (episodes.arrays.episodes >= 0)
         tokens = self._core.tokens(actions, ~resets)
-        rewards = np.zeros(self.num_envs)
-        terminated, truncated = np.zeros((2, self.num_envs), bool)
         infos: dict[str, Any] = {}
-        with episodes.atomic():
-            stepped = np.flatnonzero(~resets)
-            result = episodes.step(tokens[stepped], stepped)
-            rewards[stepped], terminated[stepped] = result.rewards, result.terminated
-            truncated[stepped] = result.truncated | self._out_of_time(stepped)
-            ended = np.flatnonzero(terminated | truncated)
+        with episodes.guarded():
+            stepped = episodes.select(episodes.all_slots, ~resets)
+            result = episodes.step(tokens[stepped] if resets.any() else tokens, stepped)
+            rewards, terminated, truncated = self._spread(result, stepped)
+            ended = episodes.select(episodes.all_slots, terminated | truncated)
             episodes.halt(ended)
-            again = np.flatnonzero(resets)
-            if mode == AutoresetMode.SAME_STEP:
+            again = ended
+            if mode != AutoresetMode.SAME_STEP:
+                again, ended = episodes.select(episodes.all_slots, resets), _NONE
+            if len(ended):
                 self._finish(infos, ended, result)
-                again = ended
             if len(again):
                 episodes.begin(again)
             observation, candidates = self._core.view.look(episodes.all_slots)
-        for slot in sorted(result.infos.keys() - set(again.tolist())):
-            self._add_info(infos, result.infos[slot], slot)
+        self._inform(infos, ended, result)
         self._propose(infos, candidates, episodes.all_slots)
         return observation, rewards, terminated, truncated, infos
 
@@ -210,15 +223,21 @@ class TextGenVectorEnv(VectorEnv):
             raise ValueError(f"seed must have one entry per slot ({self.num_envs}), got {len(seed)}")
         return [None if value is None else int(value) for value in seed]
 
-    def _out_of_time(self, slots: np.ndarray) -> np.ndarray:
-        if self.max_episode_steps is None:
-            return np.zeros(len(slots), bool)
-        return self._core.episodes.arrays.steps[slots] >= self.max_episode_steps
+    def _spread(self, result: Step, stepped: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rewards, terminations and truncations of all slots; 0 and False where a slot was not stepped."""
+        episodes = self._core.episodes
+        truncated = result.truncated
+        if self.max_episode_steps is not None:
+            truncated = truncated | (episodes.arrays.steps[stepped] >= self.max_episode_steps)
+        if stepped is episodes.all_slots:
+            return result.rewards, result.terminated, truncated
+        spread = np.zeros(self.num_envs), np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        for array, values in zip(spread, (result.rewards, result.terminated, truncated), strict=True):
+            array[stepped] = values
+        return spread
 
     def _finish(self, infos: dict[str, Any], ended: np.ndarray, result: Step) -> None:
-        """Adds `final_obs` and `final_info` of ended slots."""
-        if not len(ended):
-            return
+        """Adds `final_obs` and `final_info` of slots that are reset in this step."""
         observations, candidates = self._core.view.look(ended)
         for row, slot in enumerate(ended.tolist()):
             final_info = dict(result.infos.get(slot, {}))
@@ -229,6 +248,12 @@ class TextGenVectorEnv(VectorEnv):
             else:
                 final_obs = observations[row]
             self._add_info(infos, {"final_obs": final_obs, "final_info": final_info}, slot)
+
+    def _inform(self, infos: dict[str, Any], finished: np.ndarray, result: Step) -> None:
+        """Adds the infos of the other slots whose turn is over."""
+        if result.infos:
+            for slot in sorted(result.infos.keys() - set(finished.tolist())):
+                self._add_info(infos, result.infos[slot], slot)
 
     def _propose(self, infos: dict[str, Any], candidates: np.ndarray | None, slots: np.ndarray) -> None:
         """Makes the candidates of all slots the current ones, and adds those of `slots` to the infos."""

@@ -11,7 +11,7 @@ from lm_envs.episodes import Episodes
 from lm_envs.spaces import UnicodeText
 
 if TYPE_CHECKING:
-    from lm_envs.decoding import Decoder
+    from lm_envs.decoding import Decoder, Snapshot
     from lm_envs.language_model import LanguageModel
 
 OBSERVATIONS = ("tokens", "embedding", "text")
@@ -78,6 +78,15 @@ class View:
                 "completion_mask": a.own[slots],
             }
         return observation, self._candidates(slots) if self.num_candidates else None
+
+    def snapshot(self) -> Snapshot | None:
+        """The language model's cache, if it is used."""
+        return self.decoder.snapshot() if self.uses_model else None
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a snapshot."""
+        if self.uses_model:
+            self.decoder.restore(snapshot)
 
     def _candidates(self, slots: np.ndarray) -> np.ndarray:
         from lm_envs.sampling import filter_logits

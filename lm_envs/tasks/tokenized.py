@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm_envs.episodes import FINISH_REASONS, STOP, Answers, Opening, Turns
+from lm_envs.episodes import FINISH_REASONS, STOP, Answers, Opening, Pay, Turns, Write
 from lm_envs.errors import RewardError
 from lm_envs.randomness import generators
 from lm_envs.tasks.base import Append, Completion, Feedback, Replace, Task
@@ -38,6 +38,10 @@ class TokenizedTask:
     """
 
     state_dtype = object
+    is_infallible = False
+    is_random = True
+    pay: Pay | None = None
+    written: Write | None = None
 
     def __init__(
         self,

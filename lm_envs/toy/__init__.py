@@ -1,0 +1,18 @@
+"""Toy environments with exact solutions: six rules, small vocabularies, an n-gram model."""
+
+from lm_envs.toy.ngram import NGram
+from lm_envs.toy.policies import Policy, policy_array
+from lm_envs.toy.solve import MAX_STATES, Evaluation, Solution, TradeOff, solve
+from lm_envs.toy.transitions import Transitions
+
+__all__ = [
+    "MAX_STATES",
+    "Evaluation",
+    "NGram",
+    "Policy",
+    "Solution",
+    "TradeOff",
+    "Transitions",
+    "policy_array",
+    "solve",
+]

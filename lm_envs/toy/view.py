@@ -1,0 +1,93 @@
+"""What an agent sees of a toy episode: the observation modes, of running slots and of any numbered state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from lm_envs.episodes import Episodes
+from lm_envs.toy.states import StateSpace
+
+OBSERVATIONS = ("tokens", "index", "onehot", "last_k")
+MAX_INDEX = 2**62
+
+
+class ToyView:
+    """Observations of slots, as `lm_envs.view.View` gives them, and of contexts that no slot is in.
+
+    Args:
+        states: the task's states.
+        episodes: what is looked at.
+        observation: "tokens", "index", "onehot" or "last_k".
+        last_k: k, the tokens that "last_k" shows, 1..L.
+
+    Raises:
+        ValueError: unknown mode, k out of range, or more states than an index can count.
+    """
+
+    num_candidates = 0
+    uses_model = False
+
+    def __init__(self, states: StateSpace, episodes: Episodes, *, observation: str, last_k: int) -> None:
+        if observation not in OBSERVATIONS:
+            raise ValueError(f"observation must be one of {OBSERVATIONS}, got {observation!r}")
+        length, vocab_size = states.context_length, states.vocab_size
+        if isinstance(last_k, bool) or not isinstance(last_k, int | np.integer) or not 1 <= last_k <= length:
+            raise ValueError(f"last_k must be an integer in 1..{length}, got {last_k!r}")
+        if observation == "index" and states.num_states > MAX_INDEX:
+            raise ValueError(f'observation="index" counts up to {MAX_INDEX} states, got {states.num_states}')
+        self.states, self.episodes = states, episodes
+        self.observation, self.last_k = observation, int(last_k)
+        self._attended = np.tri(length + 1, length, -1, np.int8)  # row n: 1 for the first n tokens
+        self.action_space = spaces.Discrete(vocab_size)
+        self.observation_space: spaces.Space = {
+            "tokens": lambda: spaces.Dict(
+                {
+                    "input_ids": spaces.Box(0, vocab_size - 1, (length,), np.int16),
+                    "attention_mask": spaces.Box(0, 1, (length,), np.int8),
+                    "completion_mask": spaces.Box(0, 1, (length,), np.int8),
+                }
+            ),
+            "index": lambda: spaces.Discrete(states.num_states),
+            "onehot": lambda: spaces.Box(0, 1, (length * vocab_size,), np.int8),
+            "last_k": lambda: spaces.MultiDiscrete([vocab_size + 1] * self.last_k),
+        }[observation]()
+
+    def look(self, slots: np.ndarray) -> tuple[Any, None]:
+        """Fresh observations of n slots, batched as Gymnasium batches them; see `View.look`."""
+        a, at = self.episodes.arrays, self.episodes.index(slots)
+        return self.observe(a.tokens[at], a.lengths[at]), None
+
+    def snapshot(self) -> None:
+        """Nothing: there is no language model's cache."""
+
+    def restore(self, snapshot: Any) -> None:
+        """Does nothing, as there are no snapshots."""
+
+    def observe(self, tokens: np.ndarray, lengths: np.ndarray) -> Any:
+        """Fresh observations of n contexts of at least one prompt each.
+
+        Args:
+            tokens: (n, L) int16, 0 beyond the context.
+            lengths: (n,) int64.
+        """
+        if self.observation == "index":
+            return self.states.numbers(tokens, lengths)
+        attended = self._attended.take(lengths, axis=0)
+        if self.observation == "tokens":
+            written = attended.copy()
+            written[:, : self.states.prompt_length] = 0
+            return {"input_ids": tokens.copy(), "attention_mask": attended, "completion_mask": written}
+        if self.observation == "onehot":
+            hot = (tokens[:, :, None] == np.arange(self.states.vocab_size)).astype(np.int8)
+            hot *= attended[:, :, None]
+            return hot.reshape(len(tokens), -1)
+        at = lengths[:, None] - np.arange(self.last_k, 0, -1)
+        shown = np.take_along_axis(tokens, np.maximum(at, 0), axis=1)
+        return np.where(at >= 0, shown, self.states.vocab_size).astype(np.int64)
+
+    def observe_states(self, states: np.ndarray) -> Any:
+        """Observations of numbered states, (n,) in 0..end - 1."""
+        return self.observe(*self.states.tokens(states))
