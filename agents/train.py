@@ -45,7 +45,7 @@ class Train:
     """The stable-baselines3 algorithm."""
     model: str | None = None
     """Folder or hub id of the causal language model; None: the bundled one."""
-    total_timesteps: int = 200_000
+    total_timesteps: int = 150_000
     """Environment steps (tokens) to train for, in this call."""
     n_envs: int = 64
     """Slots of the vector environment."""

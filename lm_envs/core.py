@@ -172,7 +172,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
 
 
 def _check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Sequence) else tuple(stop)
     if not all(isinstance(text, str) and text for text in stops):
         raise ValueError(f"stop must be a non-empty str or a list of them, got {stop!r:.80}")
     return stops

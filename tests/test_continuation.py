@@ -200,6 +200,7 @@ def test_bad_reset_masks(tiny_gpt2: str, mask: Any, error: type[Exception]) -> N
         ({"max_new_tokens": 2.0}, ValueError, "max_new_tokens must be an integer"),
         ({"context_length": 81}, ValueError, r"context_length must be an integer in 2\.\.80, got 81"),
         ({"stop": [""]}, ValueError, "stop must be a non-empty str"),
+        ({"stop": 3}, ValueError, "stop must be a non-empty str or a list of them, got 3"),
         ({"stop": ["a", 3]}, ValueError, "stop must be a non-empty str"),
         ({"observation": "token"}, ValueError, "observation must be one of .*'tokens'.*got 'token'"),
         ({"actions": "tokens"}, ValueError, "actions must be one of .*got 'tokens'"),
