@@ -1,13 +1,16 @@
-"""Small training runs: environments of tiny models, and SB3 algorithms on them."""
+"""Small training runs on tiny models: environments, SB3 algorithms, policies, and what these should say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from transformers import AutoModelForCausalLM
 
 from lm_envs.sb3 import EpisodeRolloutBuffer, GymVecEnv, TransformerPolicy, make_vec_env
 
@@ -60,3 +63,30 @@ class AtRolloutEnd(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.function(self.model)
+
+
+def make_policy(env: Any, model: str, **kwargs: Any) -> TransformerPolicy:
+    """A policy without an algorithm."""
+    return TransformerPolicy(env.observation_space, env.action_space, lambda _: 1e-2, model, **kwargs)
+
+
+def random_contexts(env: Any, rows: int, seed: int = 0, longest: int = 20) -> dict[str, torch.Tensor]:
+    """Observations of random tokens, at random lengths."""
+    rng = np.random.default_rng(seed)
+    width = env.observation_space["input_ids"].shape[0]
+    lengths = rng.integers(1, longest + 1, rows)
+    mask = np.arange(width) < lengths[:, None]
+    ids = np.where(mask, rng.integers(env.action_space.n, size=mask.shape), 0)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int8))}
+
+
+def expected_log_probs(
+    model: str, observation: dict[str, torch.Tensor], vocab_size: int, temperature: float = 1.0
+) -> torch.Tensor:
+    """(B, V) in float64, each row alone, without padding, by transformers' own model."""
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).eval()
+    rows = []
+    for ids, mask in zip(observation["input_ids"], observation["attention_mask"], strict=True):
+        logits = reference(ids[mask.bool()][None]).logits[0, -1, :vocab_size]
+        rows.append((logits / temperature).log_softmax(-1))
+    return torch.stack(rows).detach()
