@@ -57,9 +57,9 @@ def score_completions(
         inputs = np.zeros(real.shape, np.int64)
         inputs[real] = np.concatenate([rows[i][:-1] for i in batch])
         targets = np.concatenate([rows[i][starts[i] + 1 :] for i in batch])
-        arrays = inputs, real.astype(np.int64), predicts, targets
-        ids, mask, chosen, tokens = (torch.from_numpy(array).to(model.device) for array in arrays)
-        hidden = hidden_states(model, ids, mask)[chosen]
+        arrays = inputs, predicts, targets
+        ids, chosen, tokens = (torch.from_numpy(array).to(model.device) for array in arrays)
+        hidden = hidden_states(model, ids)[chosen]
         scores = token_log_probs(
             head(model),
             hidden,

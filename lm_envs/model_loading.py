@@ -51,7 +51,7 @@ def load_model(path: str, *, device: torch.device, dtype: torch.dtype) -> PreTra
             asks for, or hold layers that it does not.
     """
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 use_safetensors=True,
@@ -95,7 +95,7 @@ def check_decoding(model: PreTrainedModel, path: str, *, vocab_size: int, contex
     tokens = torch.from_numpy(rows).to(model.device)
     try:
         expected = model(input_ids=tokens).logits[..., :vocab_size]
-        parallel = head(model)(hidden_states(model, tokens, torch.ones_like(tokens)))[..., :vocab_size]
+        parallel = head(model)(hidden_states(model, tokens))[..., :vocab_size]
         decoder = Decoder(model, 2, vocab_size=vocab_size, context_length=context_length)
         if length > 1:
             decoder.advance(rows, np.maximum(lengths - 1, 1))
@@ -113,7 +113,8 @@ def check_decoding(model: PreTrainedModel, path: str, *, vocab_size: int, contex
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
+    """Keeps transformers from drawing one for every folder that it reads or writes."""
     enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

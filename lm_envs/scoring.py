@@ -34,21 +34,18 @@ def head(model: nn.Module) -> nn.Module:
     return cast(nn.Module, _causal_lm(model).get_output_embeddings())
 
 
-def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def hidden_states(model: nn.Module, input_ids: Tensor) -> Tensor:
     """Last hidden states of right-padded rows.
 
     Args:
         model: Hugging Face causal LM, plain or peft-wrapped.
-        input_ids: (B, T) int64.
-        attention_mask: (B, T), 1 on tokens and 0 on the padding to their right.
+        input_ids: (B, T) int64. Padding to the right needs no mask: causal attention does not look there.
 
     Returns:
         (B, T, H) in the model's dtype; values at padded positions are meaningless.
     """
     positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    output = trunk(model)(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
-    )
+    output = trunk(model)(input_ids=input_ids, position_ids=positions, use_cache=False)
     return cast(Tensor, output.last_hidden_state)
 
 

@@ -104,18 +104,19 @@ def test_dtypes_and_errors() -> None:
 def test_hidden_states_of_padded_rows(architecture: str) -> None:
     model = build_model(architecture, 20).double()
     rows = [[1, 2, 3, 4, 5], [6, 7], [8]]
-    ids, mask = torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, 5, dtype=torch.int64)
+    ids = torch.zeros(3, 5, dtype=torch.int64)
     for i, row in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+        ids[i, : len(row)] = torch.tensor(row)
     with torch.no_grad():
-        logits = head(model)(hidden_states(model, ids, mask))
+        logits = head(model)(hidden_states(model, ids))
         for i, row in enumerate(rows):
             expected = model(input_ids=torch.tensor([row])).logits[0]
             torch.testing.assert_close(logits[i, : len(row)], expected, rtol=0, atol=1e-10)
 
 
 def test_trunk_and_head_inside_peft() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = build_model("llama", 20)
     plain_trunk, plain_head = trunk(model), head(model)
     assert plain_trunk is model.model

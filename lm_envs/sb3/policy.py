@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from lm_envs.decoding import Decoder
 from lm_envs.language_model import LanguageModel
+from lm_envs.model_loading import no_progress_bar
 from lm_envs.sampling import check_sampling_arguments, filter_logits, sample
 from lm_envs.sb3.segments import (
     Segments,
@@ -200,8 +203,13 @@ class TransformerPolicy(ActorCriticPolicy):
         model: Any = copy.deepcopy(self.model)
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as new, no_progress_bar():
+            model.save_pretrained(new)
+            self.tokenizer.save_pretrained(new)
+            for file in Path(new).iterdir():  # an interrupted save leaves no half-written file behind
+                os.replace(file, folder / file.name)
 
     def set_training_mode(self, mode: bool) -> None:
         """Switch train() and eval(); an update begins with True, so that drops the caches."""

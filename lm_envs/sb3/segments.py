@@ -75,7 +75,7 @@ def hidden_at_actions(model: nn.Module, segments: Segments, *, mixed_precision: 
     # No mask: causal attention never sees padding on the right, and the kernel that runs (in bfloat16, how it
     # rounds) must not depend on whether a batch happens to have any.
     with autocast(segments.input_ids.device, mixed_precision):
-        hidden = hidden_states(model, segments.input_ids, None)  # type: ignore[arg-type]
+        hidden = hidden_states(model, segments.input_ids)
     return hidden.flatten(0, 1).index_select(0, segments.positions).to(head_dtype(model))
 
 
