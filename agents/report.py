@@ -46,7 +46,7 @@ def summary_table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table
     table = Table(title=title)
     table.add_column("measure")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for measure in next(iter(columns.values())):
         table.add_row(measure, *(cell(summary.get(measure)) for summary in columns.values()))
     return table
@@ -54,7 +54,7 @@ def summary_table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table
 
 def cell(value: Any) -> str:
     if isinstance(value, Mapping):
-        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+        return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
     return "-" if value is None else f"{value:.3f}"
 
 
