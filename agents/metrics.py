@@ -15,9 +15,6 @@ from nltk.lm.preprocessing import pad_both_ends, padded_everygram_pipeline
 from nltk.tokenize import RegexpTokenizer
 from scipy.stats import bootstrap
 
-COLLAPSE_THRESHOLD = 0.3
-"""Share of completions with the same 4-gram above which a policy counts as collapsed onto one phrase."""
-
 words = RegexpTokenizer(r"\w+|[^\w\s]").tokenize
 
 
@@ -114,10 +111,18 @@ def story_auditor(stories: int = 4000) -> Auditor:
 
 
 def text_metrics(completions: Sequence[str]) -> dict[str, float]:
-    """The collapse metrics of a set of completions: `common_4gram`, `distinct_2`, `repetition_3`, `words`."""
+    """What gives a collapse away, of a set of completions.
+
+    Returns:
+        `common_4gram`: share of the texts that hold the most common 4-gram; `distinct_2`: mean distinct-2 within
+        a text; `distinct_2_together`: distinct-2 of all texts as one, which falls with their number, and where
+        a policy keeps to one half of what it could write; `repetition_3`: mean share of repeated trigrams
+        within a text; `words`: mean length.
+    """
     return {
         "common_4gram": common_ngram(completions)[1],
-        "distinct_2": distinct(completions),
+        "distinct_2": fmean(distinct([text]) for text in completions),
+        "distinct_2_together": distinct(completions),
         "repetition_3": repetition(completions),
         "words": fmean(len(words(text)) for text in completions),
     }

@@ -160,7 +160,7 @@ def test_monitor_raises_the_alarm(texts, kl, alarm):
         num_timesteps = 0
 
     auditor = Auditor(["the cat sat", "a dog ran", "no one came", "we sang it"])
-    base = {"distinct_2": 0.0, "repetition_3": 0.01, "auditor_perplexity": 4.0}
+    base = {"distinct_2": 0.0, "distinct_2_together": 0.0, "repetition_3": 0.01, "auditor_perplexity": 4.0}
     monitor = TextMonitor(base, auditor, window=4, sample_every=1, stop_on_alarm=True)
     monitor.model = Learner()  # type: ignore[assignment]
     infos = [{"prompt": "", "completion": text, "episode": {"r": 1.0}} for text in texts]
