@@ -114,10 +114,10 @@ def text_metrics(completions: Sequence[str]) -> dict[str, float]:
     """What gives a collapse away, of a set of completions.
 
     Returns:
-        `common_4gram`: share of the texts that hold the most common 4-gram; `distinct_2`: mean distinct-2 within
-        a text; `distinct_2_together`: distinct-2 of all texts as one, which falls with their number, and where
-        a policy keeps to one half of what it could write; `repetition_3`: mean share of repeated trigrams
-        within a text; `words`: mean length.
+        `common_4gram`: share of the texts that hold the most common 4-gram; `distinct_2`: mean distinct-2
+        within a text; `distinct_2_together`: distinct-2 of all texts as one, which falls with their number,
+        and where a policy keeps to one half of what it could write; `repetition_3`: mean share of repeated
+        trigrams within a text; `words`: mean length.
     """
     return {
         "common_4gram": common_ngram(completions)[1],
