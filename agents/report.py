@@ -114,6 +114,7 @@ def plot_learning_curve(
             axis.plot(*points.T, color="tab:blue", linewidth=1.2, label="training rollouts")
         axis.set(xlabel="environment steps (tokens)", title=label)
         axis.grid(alpha=0.3)
+        axis.locator_params(axis="x", nbins=5)
     for steps, reward in evaluations.items():
         error = [[reward["mean"] - reward["low"]], [reward["high"] - reward["mean"]]]
         axes[0].errorbar([steps], [reward["mean"]], yerr=error, fmt="o", color="tab:orange", capsize=4)
