@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,6 +92,8 @@ class Train:
 
     def __call__(self) -> None:
         """Trains, evaluates on held-out prompts before and after, and writes the run folder."""
+        if self.wandb and find_spec("wandb") is None:
+            sys.exit("--wandb needs the package wandb: pip install 'lm-envs[wandb]'")
         run = Run.resume(self) if self.resume else Run.start(self)
         run.train()
 
