@@ -42,14 +42,14 @@ def check_actions(actions: Any, num_actions: int, used: np.ndarray) -> np.ndarra
     """
     if hasattr(actions, "shape") and len(actions.shape) == 1 and not isinstance(actions, np.ndarray):
         actions = np.asarray(actions)
-    if not isinstance(actions, np.ndarray | list | tuple) or np.shape(actions)[:1] != used.shape:
+    is_batch = isinstance(actions, list | tuple) or (isinstance(actions, np.ndarray) and actions.ndim > 0)
+    if not is_batch or len(actions) != len(used):
         raise InvalidAction(
-            f"actions must be {len(used)} integers in 0..{num_actions - 1}, one per slot, "
-            f"got {type(actions).__name__} of shape {np.shape(actions)}"
+            f"actions must be {len(used)} integers in 0..{num_actions - 1}, one per slot, got {actions!r:.80}"
         )
     if isinstance(actions, np.ndarray) and actions.dtype.kind in "iu" and actions.ndim == 1:
-        wrong = used & ((actions < 0) | (actions >= num_actions))
-        if not wrong.any():
+        in_range = len(actions) == 0 or (actions.min() >= 0 and actions.max() < num_actions)
+        if in_range or not (used & ((actions < 0) | (actions >= num_actions))).any():
             return np.where(used, actions, 0).astype(np.int64)
     checked = np.zeros(len(used), np.int64)
     for slot in np.flatnonzero(used).tolist():

@@ -77,8 +77,11 @@ class TokenTask(Protocol):
     written: Write | None  # what tokens turn into when they are written; None: nothing
     pay: Pay | None  # rewards of tokens in the middle of a turn; None: only its end is rewarded
 
-    def start(self, dice: np.ndarray, options: np.ndarray, slots: np.ndarray) -> Opening:
-        """Begins n episodes; `dice` (n,) uint64 is their only randomness, `slots` (n,) are for errors."""
+    def start(self, dice: np.ndarray, options: np.ndarray | None, slots: np.ndarray) -> Opening:
+        """Begins n episodes; `dice` (n,) uint64 is their only randomness, `slots` (n,) are for errors.
+
+        `options` (n,) are their reset options; None: none has any.
+        """
 
     def stopped(self, tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """(n,) bool, whether each running turn ends in a stop string; called only if `stop` is not empty."""
@@ -185,7 +188,7 @@ class Episodes:
 
     def select(self, slots: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """`slots[mask]`, and the very same array if the mask is all true."""
-        return slots if mask.all() else slots[mask]
+        return slots if np.count_nonzero(mask) == len(slots) else slots[mask]
 
     def seed(self, slots: np.ndarray, keys: np.ndarray) -> None:
         """Gives slots new keys; their next episode is number 0."""
@@ -198,12 +201,12 @@ class Episodes:
         a.episodes[at] += 1
         a.origin[at] = mix(a.keys[at], a.episodes[at])
         a.options[at] = options or _NO_OPTIONS
-        self.open(slots)
+        self.open(slots, a.options[at] if options else None)
 
-    def open(self, slots: np.ndarray) -> None:
-        """Lays out the first contexts of episodes whose origin and options are set."""
+    def open(self, slots: np.ndarray, options: np.ndarray | None) -> None:
+        """Lays out the first contexts of episodes whose origin is set."""
         a, at = self.arrays, self.index(slots)
-        opening = self.task.start(mix(a.origin[at], 0, START), a.options[at], slots)
+        opening = self.task.start(mix(a.origin[at], 0, START), options, slots)
         a.dice[at] = a.origin[at]
         a.running[at] = True
         a.states[at] = opening.states
@@ -255,7 +258,7 @@ class Episodes:
         slots = self.all_slots if slots is None else slots
         at = self.index(slots)
         running = a.running[at]
-        if not running.all():
+        if np.count_nonzero(running) < len(slots):
             raise ResetNeeded(f"call reset() first: no running episode in slot(s) {slots[~running].tolist()}")
         if self.task.written is not None:
             tokens = self.task.written(tokens, mix(a.dice[at], a.steps[at], WRITE))
@@ -263,6 +266,7 @@ class Episodes:
         a.steps[at] += 1
         reasons = self.finish_reasons(slots)
         over = reasons >= 0
+        num_over = np.count_nonzero(over)
         result = Step(
             rewards=np.zeros(len(slots)),
             terminated=np.zeros(len(slots), bool),
@@ -271,15 +275,15 @@ class Episodes:
             info_slots=_NO_SLOTS,
             columns={},
         )
-        if result.truncated.any():
+        if np.count_nonzero(result.truncated):
             cut = slots[result.truncated]
             infos = self.task.describe(a.states[cut], self._turns(cut, np.full(len(cut), LENGTH)))
             result.infos.update(zip(cut.tolist(), infos, strict=False))
-        if self.task.pay is not None and not over.all():
+        if self.task.pay is not None and num_over < len(slots):
             going = self.select(slots, ~over)
             dice = self._dice(going, PAY)
             result.rewards[~over] = self.task.pay(self._turns(going, np.full(len(going), -1)), dice)
-        if over.any():
+        if num_over:
             ended = self.select(slots, over)
             answers, truncated = self.answer(ended, reasons[over])
             result.rewards[over] = answers.rewards
@@ -315,7 +319,7 @@ class Episodes:
         answers = self.task.respond(
             a.states[at], self._turns(slots, reasons), self._dice(slots, RESPOND), slots
         )
-        if answers.done.all():
+        if np.count_nonzero(answers.done) == len(slots):
             return answers, np.zeros(len(slots), bool)
         next_lengths = answers.lengths + np.where(answers.replace, 0, a.lengths[slots])
         truncated = ~answers.done & (next_lengths >= self.context_length)
@@ -339,18 +343,18 @@ class Episodes:
 
     def _write(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         a = self.arrays
-        at = a.lengths[self.index(slots)]
-        a.tokens[slots, at] = tokens
-        a.own[slots, at] = 1
-        ends = at + 1
-        a.lengths[self.index(slots)] = ends
-        return ends
+        at = self.index(slots)
+        places = a.lengths[at] + slots * self.context_length
+        a.tokens.reshape(-1)[places] = tokens
+        a.own.reshape(-1)[places] = 1
+        a.lengths[at] += 1
+        return a.lengths[at]
 
     def _replace(self, slots: np.ndarray, tokens: np.ndarray, lengths: np.ndarray) -> None:
         a, at = self.arrays, self.index(slots)
         width = min(tokens.shape[1], self.context_length)
         a.tokens[at] = self.pad_token_id
-        if (lengths >= width).all():
+        if np.count_nonzero(lengths < width) == 0:
             a.tokens[at, :width] = tokens[:, :width]
         else:
             inside = np.arange(width) < lengths[:, None]

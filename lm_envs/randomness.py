@@ -13,6 +13,7 @@ START, RESPOND, FORK, WRITE, PAY = 0, 1, 2, 3, 4
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_MASK = 2**64 - 1
 _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
@@ -26,9 +27,20 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
         (n,) uint64. Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
     """
     z = x + _GOLDEN  # unsigned arrays wrap around, as the algorithm wants
-    z = (z ^ (z >> _SHIFTS[0])) * _MULTIPLIERS[0]
-    z = (z ^ (z >> _SHIFTS[1])) * _MULTIPLIERS[1]
-    return z ^ (z >> _SHIFTS[2])
+    z ^= z >> _SHIFTS[0]
+    z *= _MULTIPLIERS[0]
+    z ^= z >> _SHIFTS[1]
+    z *= _MULTIPLIERS[1]
+    z ^= z >> _SHIFTS[2]
+    return z
+
+
+def _splitmix64(x: int) -> int:
+    """`splitmix64` of one Python integer."""
+    z = (x + 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
 
 
 def mix(key: np.ndarray, *counters: np.ndarray | int) -> np.ndarray:
@@ -41,6 +53,11 @@ def mix(key: np.ndarray, *counters: np.ndarray | int) -> np.ndarray:
     Returns:
         (n,) uint64, uniform over keys and over counters.
     """
+    if len(key) == 1:  # Python's integers are faster for a single number
+        one = int(key[0])
+        for counter in counters:
+            one = _splitmix64(one ^ _splitmix64(counter if isinstance(counter, int) else int(counter[0])))
+        return np.array([one], np.uint64)
     mixed = key
     for counter in counters:
         mixed = splitmix64(mixed ^ splitmix64(np.atleast_1d(np.asarray(counter)).astype(np.uint64)))

@@ -58,7 +58,7 @@ def replay(episodes: Episodes, state: Mapping[str, np.ndarray]) -> None:
     for slot, option in enumerate(state["options"].tolist()):
         a.options[slot] = json.loads(option)
     begun = np.flatnonzero(a.episodes >= 0)
-    episodes.open(begun)
+    episodes.open(begun, a.options[begun])
 
     earlier = _split(state["turn_tokens"], state["turn_lengths"])
     first_turn = np.cumsum(state["turns"]) - state["turns"]

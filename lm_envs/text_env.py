@@ -209,7 +209,7 @@ class TextGenEnv(gymnasium.Env):
         checked = check_options(options)
         super().reset(seed=seed)
         episodes = self._core.episodes
-        with episodes.atomic():
+        with episodes.atomic() if checked else episodes.guarded():
             if seed is not None or episodes.arrays.episodes[0] < 0:
                 episodes.seed(self._slots, draw_keys(self.np_random, 1))
             episodes.begin(self._slots, checked)

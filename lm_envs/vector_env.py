@@ -177,10 +177,11 @@ class TextGenVectorEnv(VectorEnv):
         infos: dict[str, Any] = {}
         with episodes.guarded():
             stepped = episodes.select(episodes.all_slots, ~resets)
-            result = episodes.step(tokens[stepped] if resets.any() else tokens, stepped)
+            result = episodes.step(tokens if stepped is episodes.all_slots else tokens[stepped], stepped)
             rewards, terminated, truncated = self._spread(result, stepped)
             ended = episodes.select(episodes.all_slots, terminated | truncated)
-            episodes.halt(ended)
+            if self.max_episode_steps is not None:
+                episodes.halt(ended)
             again = ended
             if mode != AutoresetMode.SAME_STEP:
                 again, ended = episodes.select(episodes.all_slots, resets), _NONE

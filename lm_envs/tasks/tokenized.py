@@ -68,7 +68,7 @@ class TokenizedTask:
         states = np.empty(len(slots), dtype=object)
         contexts = []
         for i, rng in enumerate(generators(dice)):
-            states[i] = state = self.task.start(rng, dict(options[i]))
+            states[i] = state = self.task.start(rng, {} if options is None else dict(options[i]))
             index = getattr(state, "index", None)
             name = f"prompt of slot {slots[i]}" + ("" if index is None else f" (task_index {index})")
             contexts.append(self._encode_first(state.prompt, name))

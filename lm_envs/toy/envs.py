@@ -368,7 +368,7 @@ class ToyKeyDoorEnv(ToyEnv):
 
     ## Arguments
     Those of `ToyEnv`. Default: vocab_size=4, length=7; 21845 states, random play succeeds 1 time in 16.
-    Hard: vocab_size=40, length=20; about 1e29 states, random play succeeds 1 time in 1,600.
+    Hard: vocab_size=40, length=20; about 1e32 states, random play succeeds 1 time in 1,600.
     length must be at least 3.
 
     ## Vectorized use

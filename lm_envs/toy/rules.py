@@ -93,11 +93,13 @@ class Translate(Copy):
 
     def target(self, prompts: np.ndarray) -> np.ndarray:
         """The right completions, (n, T)."""
-        words = prompts.copy()
+        words = (prompts + 1) % self.vocab_size
         adjectives = prompts < self.vocab_size // 2
         swap = adjectives[:, :-1] & ~adjectives[:, 1:]  # such pairs never overlap
-        words[:, :-1][swap], words[:, 1:][swap] = prompts[:, 1:][swap], prompts[:, :-1][swap]
-        return (words + 1) % self.vocab_size
+        result = words.copy()
+        result[:, :-1] = np.where(swap, words[:, 1:], words[:, :-1])
+        result[:, 1:] = np.where(swap, words[:, :-1], result[:, 1:])
+        return result
 
 
 class Brackets(Rule):
@@ -164,14 +166,21 @@ class Bigram(Rule):
         progress[:, 1:] += np.logical_or.accumulate(completions == self.wanted, axis=1)
         return progress
 
+    def score(self, prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
+        """See `Rule.score`."""
+        fluency = self._log_probs(prompts, completions).sum(axis=1) * (self.FLUENCY_WEIGHT / self.length)
+        return fluency + (completions == self.wanted).any(axis=1)
+
     def success(self, prompts: np.ndarray, completions: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """See `Rule.success`."""
-        fluency = self._log_probs(prompts, completions).mean(axis=1)
-        return (completions == self.wanted).any(axis=1) & (fluency > -np.log(self.vocab_size))
+        holds = (completions == self.wanted).any(axis=1)
+        return holds & ((scores - holds) / self.FLUENCY_WEIGHT > -np.log(self.vocab_size))
 
     def _log_probs(self, prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
-        before = np.concatenate([prompts[:, -1:], completions[:, :-1]], axis=1)
-        return self.log_table[before, completions]
+        pairs = completions.astype(np.intp)
+        pairs[:, 0] += prompts[:, -1] * self.vocab_size
+        pairs[:, 1:] += completions[:, :-1] * self.vocab_size
+        return self.log_table.take(pairs)
 
 
 class KeyDoor(Rule):

@@ -107,5 +107,5 @@ def digits(numbers: np.ndarray, base: int, count: int) -> np.ndarray:
     """
     result = np.empty((len(numbers), count), np.int16)
     for at in reversed(range(count)):
-        numbers, result[:, at] = np.divmod(numbers, base)
+        numbers, result[:, at] = numbers // base, numbers % base
     return result

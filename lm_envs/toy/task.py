@@ -14,6 +14,7 @@ from lm_envs.toy.states import StateSpace, digits
 
 REWARD_TIMINGS = ("end", "delayed", "dense", "shaped")
 _BLOCK_BITS = 40  # of a 64-bit hash that a prompt's tokens may use: what is left over makes them uniform
+_FEW_PROMPTS = 4096  # so many are kept as a table
 
 
 class Dials(NamedTuple):
@@ -64,6 +65,8 @@ class ToyTask:
             self.pay = self._pay
         if dials.slip > 0:
             self.written = self._written
+        size = self.states.num_prompts
+        self._prompts = self.states.prompts(np.arange(size)) if size <= _FEW_PROMPTS else None
         self._per_block = max(1, int(_BLOCK_BITS / np.log2(max(rule.prompt_base, 2))))
 
     @property
@@ -71,7 +74,7 @@ class ToyTask:
         """Tokens between earning and payment under "delayed": half the length, at least 1."""
         return max(1, self.rule.length // 2)
 
-    def start(self, dice: np.ndarray, options: np.ndarray, slots: np.ndarray) -> Opening:
+    def start(self, dice: np.ndarray, options: np.ndarray | None, slots: np.ndarray) -> Opening:
         """Draws n prompts uniformly, or takes those that the options ask for; see `TokenTask`.
 
         Raises:
@@ -79,9 +82,8 @@ class ToyTask:
         """
         n = len(dice)
         prompts = self._draw(dice)
-        if any(options):
-            for row in np.flatnonzero(options.astype(bool)).tolist():
-                prompts[row] = self._chosen(options[row], int(slots[row]))
+        for row in () if options is None else np.flatnonzero(options.astype(bool)).tolist():
+            prompts[row] = self._chosen(options[row], int(slots[row]))
         return Opening(prompts, np.full(n, self.rule.prompt_length), np.zeros(n, bool))
 
     def respond(self, states: np.ndarray, turns: Turns, dice: np.ndarray, slots: np.ndarray) -> Answers:
@@ -158,6 +160,8 @@ class ToyTask:
 
     def _draw(self, dice: np.ndarray) -> np.ndarray:
         """n prompts, (n, P) int16: as many tokens from one hash as fit."""
+        if self._prompts is not None:
+            return self._prompts.take(dice % np.uint64(len(self._prompts)), axis=0)
         base, length = self.rule.prompt_base, self.rule.prompt_length
         prompts = np.empty((len(dice), length), np.int16)
         for block, first in enumerate(range(0, length, self._per_block)):

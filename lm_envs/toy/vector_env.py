@@ -91,9 +91,11 @@ class ToyVectorEnv(TextGenVectorEnv):
         ended[result.info_slots] = True
         infos: dict[str, Any] = {}
         for key, values in result.columns.items():
-            fill = None if values.dtype == object else 0
-            infos[key], infos[f"_{key}"] = np.full(self.num_envs, fill, values.dtype), ended
-            infos[key][ended] = values
+            infos[key], infos[f"_{key}"] = values, ended
+            if len(values) < self.num_envs:
+                fill = None if values.dtype == object else 0
+                infos[key] = np.full(self.num_envs, fill, values.dtype)
+                infos[key][ended] = values
         return infos
 
 

@@ -40,7 +40,10 @@ class ToyView:
             raise ValueError(f'observation="index" counts up to {MAX_INDEX} states, got {states.num_states}')
         self.states, self.episodes = states, episodes
         self.observation, self.last_k = observation, int(last_k)
-        self._attended = np.tri(length + 1, length, -1, np.int8)  # row n: 1 for the first n tokens
+        # Row n is the mask of a context of n tokens.
+        self._attention = np.tri(length + 1, length, -1, np.int8)
+        self._completion = self._attention.copy()
+        self._completion[:, : states.prompt_length] = 0
         self.action_space = spaces.Discrete(vocab_size)
         self.observation_space: spaces.Space = {
             "tokens": lambda: spaces.Dict(
@@ -75,14 +78,16 @@ class ToyView:
         """
         if self.observation == "index":
             return self.states.numbers(tokens, lengths)
-        attended = self._attended.take(lengths, axis=0)
+        attention_mask = self._attention.take(lengths, axis=0)
         if self.observation == "tokens":
-            written = attended.copy()
-            written[:, : self.states.prompt_length] = 0
-            return {"input_ids": tokens.copy(), "attention_mask": attended, "completion_mask": written}
+            return {
+                "input_ids": tokens.copy(),
+                "attention_mask": attention_mask,
+                "completion_mask": self._completion.take(lengths, axis=0),
+            }
         if self.observation == "onehot":
             hot = (tokens[:, :, None] == np.arange(self.states.vocab_size)).astype(np.int8)
-            hot *= attended[:, :, None]
+            hot *= attention_mask[:, :, None]
             return hot.reshape(len(tokens), -1)
         at = lengths[:, None] - np.arange(self.last_k, 0, -1)
         shown = np.take_along_axis(tokens, np.maximum(at, 0), axis=1)
