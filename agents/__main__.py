@@ -8,7 +8,6 @@ from typing import Any
 
 import gymnasium
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from lm_envs.errors import ModelError, RewardError
@@ -16,14 +15,17 @@ from lm_envs.errors import ModelError, RewardError
 
 def list_ids() -> None:
     """List the registered environments."""
+    from agents.report import console
     from lm_envs.registration import ENVIRONMENTS
 
     table = Table("id", "observation", "actions", "what it is")
     for env_id in ENVIRONMENTS:
         env = gymnasium.make(env_id).unwrapped
         description = (env.__doc__ or "").strip().splitlines()[0]
-        table.add_row(env_id, str(env.observation_space), str(env.action_space), description)
-    Console().print(table)
+        space = env.observation_space
+        keys = ", ".join(space) if isinstance(space, gymnasium.spaces.Dict) else str(space)
+        table.add_row(env_id, keys, str(env.action_space), description)
+    console().print(table)
 
 
 def main() -> None:

@@ -6,8 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from agents import report
 from agents.metrics import story_auditor
 from agents.options import parse_env_kwargs
@@ -41,7 +39,7 @@ class Evaluate:
         auditor = story_auditor() if self.env == "TextGen-v0" else None
         columns = {"reference": report.summarize(before, auditor), "model": report.summarize(after, auditor)}
         differences = report.paired_differences(before, after)
-        console = Console()
+        console = report.console()
         console.print(report.summary_table(f"{self.env}, {self.episodes} prompts", columns))
         console.print(report.summary_table("model - reference, same prompts", {"difference": differences}))
         console.print(report.sample_table(before, after, self.samples))

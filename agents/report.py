@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
@@ -44,9 +45,9 @@ def paired_differences(before: Sequence[Episode], after: Sequence[Episode]) -> d
 def summary_table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per measure, one column per summary; intervals are printed as `mean [low, high]`."""
     table = Table(title=title)
-    table.add_column("measure")
+    table.add_column("measure", no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for measure in next(iter(columns.values())):
         table.add_row(measure, *(cell(summary.get(measure)) for summary in columns.values()))
     return table
@@ -76,11 +77,17 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def console(file: IO[str] | None = None) -> Console:
+    """Prints tables: as wide as the terminal, 110 columns where there is none."""
+    file = file or sys.stdout
+    return Console(file=file, width=None if file.isatty() else 110)
+
+
 def print_and_save(path: Path, *parts: Any) -> None:
     """Prints rich renderables, and writes the same as plain text to `path`."""
-    Console().print(*parts, sep="\n")
+    console().print(*parts, sep="\n")
     with path.open("w", encoding="utf-8") as file:
-        Console(file=file, width=140).print(*parts, sep="\n")
+        console(file).print(*parts, sep="\n")
 
 
 def plot_learning_curve(
