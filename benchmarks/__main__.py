@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput | episode`."""
+"""`python -m benchmarks throughput | toy | episode`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ def main() -> None:
     """Parses the command line and runs one benchmark."""
     from benchmarks.episode import EpisodePicture
     from benchmarks.throughput import Throughput
+    from benchmarks.toy import Toy
 
     tyro.extras.subcommand_cli_from_dict(
-        {"throughput": Throughput, "episode": EpisodePicture}, prog="python -m benchmarks"
+        {"throughput": Throughput, "toy": Toy, "episode": EpisodePicture}, prog="python -m benchmarks"
     )()
 
 

@@ -49,6 +49,8 @@ def check_actions(actions: Any, num_actions: int, used: np.ndarray) -> np.ndarra
         )
     if isinstance(actions, np.ndarray) and actions.dtype.kind in "iu" and actions.ndim == 1:
         in_range = len(actions) == 0 or (actions.min() >= 0 and actions.max() < num_actions)
+        if in_range and np.count_nonzero(used) == len(used):
+            return actions.astype(np.int64)
         if in_range or not (used & ((actions < 0) | (actions >= num_actions))).any():
             return np.where(used, actions, 0).astype(np.int64)
     checked = np.zeros(len(used), np.int64)

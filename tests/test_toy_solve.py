@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import csr_matrix
 from stable_baselines3 import DQN, PPO
 
-from lm_envs.toy import MAX_STATES, policy_array, solve
+from lm_envs.toy import MAX_STATES, policy_array, regret, solve
 
 SMALL = {
     "Copy": {"vocab_size": 2, "length": 3},
@@ -284,6 +284,47 @@ def test_regret() -> None:
     assert solution.regret(0.7 * solution.policy + 0.3 * uniform) == pytest.approx(0.3, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_the_rules_know_their_optimum(name: str) -> None:
+    for env in (make(name), gymnasium.make(f"TextGen-Toy{name}-v0")):
+        assert env.unwrapped.task.rule.optimum() == pytest.approx(solve(env).optimal_return, abs=TOLERANCE)
+
+
+def copies(observations: dict[str, np.ndarray]) -> np.ndarray:
+    """Writes what ToyCopy asks for with probability 0.7, any other of the tokens a to h alike."""
+    ids, lengths = observations["input_ids"], observations["attention_mask"].sum(axis=1)
+    wanted = ids[np.arange(len(ids)), lengths - ids.shape[1] // 2]
+    return 0.7 * np.eye(8)[wanted] + 0.3 * (1 - np.eye(8)[wanted]) / 7
+
+
+def test_regret_is_exact_where_it_can_be() -> None:
+    env = gymnasium.make("TextGen-ToyCopy-v0", vocab_size=8, length=2)
+    # A token is right with probability 0.7; of uniform ones 1 in 8.
+    expected = (1 - 0.7) / (1 - 1 / 8)
+    assert regret(env, copies) == pytest.approx((expected, expected, expected, True), abs=TOLERANCE)
+
+
+def test_regret_by_rollouts_covers_the_truth() -> None:
+    env = gymnasium.make("TextGen-ToyCopy-v0", vocab_size=8, length=6)
+    expected = (1 - 0.7) / (1 - 1 / 8)
+    covered = 0
+    for seed in range(40):
+        result = regret(env, copies, episodes=500, seed=seed)
+        assert not result.is_exact
+        # Standard errors: sqrt(0.21 / 6 / 500) = 0.008 of 0.7 and 0.006 of 1/8.
+        assert result.high - result.low == pytest.approx(2 * 1.96 * 0.0098, rel=0.15)
+        covered += result.low <= expected <= result.high
+    assert covered >= 34  # 38 of 40 are to be expected; fewer than 34 have a probability of 0.3%
+
+
+def test_regret_by_rollouts_refuses() -> None:
+    large = {"vocab_size": 8, "length": 6}
+    with pytest.raises(ValueError, match="slip must be 0 where the space is too large to solve"):
+        regret(gymnasium.make("TextGen-ToyCopy-v0", slip=0.1, **large), copies)
+    with pytest.raises(ValueError, match="episodes must be an integer >= 2, got 1"):
+        regret(gymnasium.make("TextGen-ToyCopy-v0", **large), copies, episodes=1)
+
+
 def test_noise_changes_nothing() -> None:
     noisy, clean = solve(make("KeyDoor", reward_noise=3.0)), solve(make("KeyDoor"))
     assert np.array_equal(noisy.q_values, clean.q_values)
@@ -343,11 +384,11 @@ def test_functions_of_observations() -> None:
     """A policy that writes what it copies from the observation reaches the optimum."""
     env = gymnasium.make("TextGen-ToyCopy-v0")
 
-    def copies(observations: dict[str, np.ndarray]) -> np.ndarray:
+    def copying(observations: dict[str, np.ndarray]) -> np.ndarray:
         lengths = observations["attention_mask"].sum(axis=1)
         return np.eye(3)[observations["input_ids"][np.arange(len(lengths)), lengths - 5]]
 
-    assert solve(env).regret(copies) == pytest.approx(0, abs=TOLERANCE)
+    assert solve(env).regret(copying) == pytest.approx(0, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class TokenizedTask:
         for index, prompt in enumerate(getattr(task, "prompts", None) or ()):
             self._encode_first(prompt, f"prompts[{index}]")
 
-    def start(self, dice: np.ndarray, options: np.ndarray, slots: np.ndarray) -> Opening:
+    def start(self, dice: np.ndarray, options: np.ndarray | None, slots: np.ndarray) -> Opening:
         """Begins n episodes; see `TokenTask`."""
         states = np.empty(len(slots), dtype=object)
         contexts = []

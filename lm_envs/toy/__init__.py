@@ -2,6 +2,7 @@
 
 from lm_envs.toy.ngram import NGram
 from lm_envs.toy.policies import Policy, policy_array
+from lm_envs.toy.regret import Regret, regret
 from lm_envs.toy.solve import MAX_STATES, Evaluation, Solution, TradeOff, solve
 from lm_envs.toy.transitions import Transitions
 
@@ -10,9 +11,11 @@ __all__ = [
     "Evaluation",
     "NGram",
     "Policy",
+    "Regret",
     "Solution",
     "TradeOff",
     "Transitions",
     "policy_array",
+    "regret",
     "solve",
 ]

@@ -53,14 +53,20 @@ def make_core(
     length = whole("length", game.length if length is None else length, 1, MAX_LENGTH)
     rule = game.rule(vocab_size, length)
     task = ToyTask(rule, Dials(reward_timing, reward_noise, slip), info_text=info_text)
+    return core_of(task, num_slots, observation, last_k)
+
+
+def core_of(task: ToyTask, num_slots: int, observation: str, last_k: int) -> EnvCore:
+    """B slots of a toy, and the view of them."""
+    language_model = task.rule.language_model
     episodes = Episodes(
         task,
         num_slots,
-        max_new_tokens=length,
+        max_new_tokens=task.rule.length,
         context_length=task.states.context_length,
         eos_token_id=None,
-        pad_token_id=rule.language_model.pad_token_id,
+        pad_token_id=language_model.pad_token_id,
         token_dtype=np.int16,
     )
     view = ToyView(task.states, episodes, observation=observation, last_k=last_k)
-    return EnvCore(rule.language_model, task, episodes, view)
+    return EnvCore(language_model, task, episodes, view)

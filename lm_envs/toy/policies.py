@@ -36,7 +36,7 @@ def policy_array(policy: Policy, view: ToyView) -> np.ndarray:
     shape = (states.num_states, states.vocab_size)
     if isinstance(policy, np.ndarray):
         return _checked(policy, shape)
-    act = _probabilities(policy, states.vocab_size)
+    act = probabilities(policy, states.vocab_size)
     array = np.empty(shape)
     array[-1] = 1 / states.vocab_size
     for start in range(0, states.end, _CHUNK):
@@ -50,8 +50,8 @@ def policy_array(policy: Policy, view: ToyView) -> np.ndarray:
     return _checked(array, shape)
 
 
-def _probabilities(policy: Any, vocab_size: int) -> Callable[[Any], np.ndarray]:
-    """The policy as a function from batched observations to (m, V) probabilities."""
+def probabilities(policy: Any, vocab_size: int) -> Callable[[Any], np.ndarray]:
+    """The policy as a function from batched observations to (m, V) probabilities; TypeError if it is none."""
     network = getattr(policy, "policy", policy)
     if hasattr(network, "get_distribution") and hasattr(network, "obs_to_tensor"):
         return lambda observations: _distribution(network, observations)

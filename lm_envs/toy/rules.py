@@ -6,6 +6,8 @@ slips, observations, exact solutions) is the same for all and built on `Rule.pro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from lm_envs.toy.ngram import NGram
@@ -20,11 +22,9 @@ class Rule:
 
     Attributes:
         language_model: the reference, whose words are the V tokens' texts.
-        best: the largest score, if it is known without solving; every prompt allows it.
     """
 
     prompt_length = 1
-    best: float | None = 1.0
 
     def __init__(self, vocab_size: int, length: int) -> None:
         self.vocab_size = vocab_size
@@ -51,6 +51,10 @@ class Rule:
     def success(self, prompts: np.ndarray, completions: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Whether each whole text does all that was asked, (n,) bool; `scores` are its scores."""
         return scores > 1 - 1e-9
+
+    def optimum(self) -> float:
+        """The best text's score, on average over all prompts."""
+        return 1.0
 
 
 class Copy(Rule):
@@ -91,9 +95,13 @@ class Translate(Copy):
     stands right before a noun changes places with it. Then word i becomes word (i + 1) mod V.
     """
 
+    def __init__(self, vocab_size: int, length: int) -> None:
+        super().__init__(vocab_size, length)
+        self.following = np.roll(np.arange(vocab_size, dtype=np.int16), -1)
+
     def target(self, prompts: np.ndarray) -> np.ndarray:
         """The right completions, (n, T)."""
-        words = (prompts + 1) % self.vocab_size
+        words = self.following.take(prompts)
         adjectives = prompts < self.vocab_size // 2
         swap = adjectives[:, :-1] & ~adjectives[:, 1:]  # such pairs never overlap
         result = words.copy()
@@ -122,23 +130,35 @@ class Brackets(Rule):
 
     def progress(self, prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
         """See `Rule.progress`."""
-        rows = np.arange(len(completions))
-        closers = np.zeros((len(completions), self.length + 2), completions.dtype)  # of what is open, a stack
+        progress = np.zeros((len(completions), self.length + 1))
+        for at, good in enumerate(self._good(prompts, completions)):
+            np.add(progress[:, at], good, out=progress[:, at + 1])
+        progress /= self.length
+        return progress
+
+    def score(self, prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
+        """See `Rule.score`."""
+        return sum(self._good(prompts, completions), start=np.zeros(len(completions))) / self.length
+
+    def _good(self, prompts: np.ndarray, completions: np.ndarray) -> Iterator[np.ndarray]:
+        """For each place in turn whether all tokens up to it are right, (n,) bool."""
+        width = self.length + 2
+        closers = np.zeros((len(completions), width), completions.dtype)  # of what is open, a stack
         closers[:, 1] = prompts[:, 0] + self.kinds
+        stack = closers.reshape(-1)
+        top = np.arange(len(completions)) * width + 1
         depth = np.ones(len(completions), np.int64)
         good = np.ones(len(completions), bool)
-        progress = np.zeros((len(completions), self.length + 1))
         for at in range(self.length):
             token = completions[:, at]
             opens = token < self.kinds
             # At depth 0 the stack says 0, which is no closing bracket.
-            good &= np.where(opens, depth < self.length - 1 - at, token == closers[rows, depth])
-            depth += np.where(good, np.where(opens, 1, -1), 0)
-            pushed = good & opens
-            closers[rows[pushed], depth[pushed]] = token[pushed] + self.kinds
-            progress[:, at + 1] = progress[:, at] + good
-        progress /= self.length
-        return progress
+            good = good & np.where(opens, depth < self.length - 1 - at, token == stack.take(top))
+            yield good
+            stack[top + 1] = token + self.kinds  # counts if it opens: above the top nothing is read
+            step = np.where(opens, 1, -1) * good
+            depth += step
+            top += step
 
 
 class Bigram(Rule):
@@ -150,7 +170,6 @@ class Bigram(Rule):
 
     FLUENCY_WEIGHT = 0.5
     RARE = 0.02  # how likely the model finds the wanted word, after whatever word
-    best = None
 
     def __init__(self, vocab_size: int, length: int) -> None:
         super().__init__(vocab_size, length)
@@ -169,12 +188,26 @@ class Bigram(Rule):
     def score(self, prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
         """See `Rule.score`."""
         fluency = self._log_probs(prompts, completions).sum(axis=1) * (self.FLUENCY_WEIGHT / self.length)
-        return fluency + (completions == self.wanted).any(axis=1)
+        return fluency + self._holds(completions)
 
     def success(self, prompts: np.ndarray, completions: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """See `Rule.success`."""
-        holds = (completions == self.wanted).any(axis=1)
+        holds = self._holds(completions)
         return holds & ((scores - holds) / self.FLUENCY_WEIGHT > -np.log(self.vocab_size))
+
+    def optimum(self) -> float:
+        """See `Rule.optimum`; by induction over the last token and whether the word is there already."""
+        gains = self.log_table * (self.FLUENCY_WEIGHT / self.length)  # (before, token)
+        bonus = (np.arange(self.vocab_size) == self.wanted).astype(float)
+        with_word, without = np.zeros((2, self.vocab_size))  # what is still to come, by the last token
+        for _ in range(self.length):
+            following = np.where(bonus > 0, with_word, without)
+            without = (gains + bonus + following).max(axis=1)
+            with_word = (gains + with_word).max(axis=1)
+        return float(without.mean())
+
+    def _holds(self, completions: np.ndarray) -> np.ndarray:
+        return np.logical_or.reduce([column == self.wanted for column in completions.T])
 
     def _log_probs(self, prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
         pairs = completions.astype(np.intp)

@@ -57,12 +57,10 @@ class Tables:
 
     def __init__(self, task: ToyTask, view: ToyView) -> None:
         states = task.states
-        entries = states.num_states * states.vocab_size
-        if states.num_states > MAX_STATES or entries > MAX_ENTRIES:
+        if not is_solvable(task):
             raise ValueError(
                 f"the state space is too large to solve: {states.num_states} states (at most {MAX_STATES}) "
-                f"with {states.vocab_size} tokens each, {entries} in all (at most {MAX_ENTRIES}); lower "
-                "vocab_size or length"
+                f"with {states.vocab_size} tokens each (at most {MAX_ENTRIES} pairs); lower vocab_size or length"
             )
         self.task, self.states, self.view = task, states, view
         self.length, self.slip = states.length, task.dials.slip
@@ -231,10 +229,21 @@ def solve(env: Any, gamma: float = 1.0, kl_coef: float = 0.0) -> Solution:
         raise ValueError(f"gamma must be in 0..1, got {gamma!r}")
     if not 0 <= check_number("kl_coef", kl_coef) < np.inf:
         raise ValueError(f"kl_coef must be >= 0 and finite, got {kl_coef!r}")
-    task = getattr(getattr(env, "unwrapped", None), "task", None)
-    if not isinstance(task, ToyTask):
+    return backward_induction(Tables(*toy_of(env)), gamma, kl_coef)
+
+
+def toy_of(env: Any) -> tuple[ToyTask, ToyView]:
+    """The toy behind an environment and how it shows its states; TypeError if it is no toy environment."""
+    toy = getattr(env, "unwrapped", None)
+    if not isinstance(getattr(toy, "task", None), ToyTask):
         raise TypeError(f"env must be a toy environment, got {env!r:.80}")
-    return backward_induction(Tables(task, env.unwrapped.view), gamma, kl_coef)
+    return toy.task, toy.view
+
+
+def is_solvable(task: ToyTask) -> bool:
+    """Whether the state space is within the limits of `solve`."""
+    states = task.states
+    return states.num_states <= MAX_STATES and states.num_states * states.vocab_size <= MAX_ENTRIES
 
 
 def backward_induction(tables: Tables, gamma: float, kl_coef: float) -> Solution:

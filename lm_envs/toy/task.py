@@ -65,6 +65,7 @@ class ToyTask:
             self.pay = self._pay
         if dials.slip > 0:
             self.written = self._written
+        self._finish_reasons = np.empty(0, object)  # always the same one; copying is faster than filling
         size = self.states.num_prompts
         self._prompts = self.states.prompts(np.arange(size)) if size <= _FEW_PROMPTS else None
         self._per_block = max(1, int(_BLOCK_BITS / np.log2(max(rule.prompt_base, 2))))
@@ -82,8 +83,9 @@ class ToyTask:
         """
         n = len(dice)
         prompts = self._draw(dice)
-        for row in () if options is None else np.flatnonzero(options.astype(bool)).tolist():
-            prompts[row] = self._chosen(options[row], int(slots[row]))
+        for row, wishes in enumerate(() if options is None else options):
+            if wishes:
+                prompts[row] = self._chosen(wishes, int(slots[row]))
         return Opening(prompts, np.full(n, self.rule.prompt_length), np.zeros(n, bool))
 
     def respond(self, states: np.ndarray, turns: Turns, dice: np.ndarray, slots: np.ndarray) -> Answers:
@@ -189,8 +191,10 @@ class ToyTask:
 
     def _info(self, turns: Turns, n: int) -> dict[str, np.ndarray]:
         """Everything that is said about n turns but whether they succeed, in columns."""
+        if len(self._finish_reasons) < n:
+            self._finish_reasons = np.full(n, FINISH_REASONS[LENGTH], object)
         info = {
-            "finish_reason": np.full(n, FINISH_REASONS[LENGTH], object),
+            "finish_reason": self._finish_reasons[:n].copy(),
             "prompt_tokens": turns.starts.copy(),
             "completion_tokens": turns.ends - turns.starts,
             "turns": turns.numbers,
