@@ -108,9 +108,7 @@ def sample(
     else:
         # float64: in float32 the sum over a large vocabulary would drop tokens below 1e-7.
         cumulative = log_probs.double().exp().cumsum(-1)
-        uniform = torch.rand(
-            (len(logits), 1), generator=generator, device=logits.device, dtype=torch.float64
-        )
+        uniform = torch.rand((len(logits), 1), generator=generator, device=logits.device, dtype=torch.float64)
         tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
         tokens = tokens.clamp_(max=logits.shape[-1] - 1)  # uniform * total may round up to the total
         # A parallel cumsum (CUDA) need not be monotone to the last bit: never return an excluded token.

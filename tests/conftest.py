@@ -21,9 +21,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Qwen2: no BOS, a pad token, a chat template, and more embedding rows than its tokenizer has ids."""
-    return save_tiny(
-        tmp_path_factory.mktemp("qwen2"), "qwen2", bos=False, pad=True, chat=True, surplus_ids=7
-    )
+    return save_tiny(tmp_path_factory.mktemp("qwen2"), "qwen2", bos=False, pad=True, chat=True, surplus_ids=7)
 
 
 @pytest.fixture(scope="session")
