@@ -27,6 +27,7 @@ _NO_HISTORY, _NO_OPTIONS = np.empty((), dtype=object), np.empty((), dtype=object
 _NO_HISTORY[()] = ()
 _NO_OPTIONS[()] = {}
 
+_AHEAD = 64  # episodes of a single slot whose openings are laid out at once
 _ALL = slice(None)
 _NO_SLOTS = np.zeros(0, np.int64)
 
@@ -37,6 +38,15 @@ class Opening(NamedTuple):
     tokens: np.ndarray  # (n, W) token ids, right-padded with anything, W <= L
     lengths: np.ndarray  # (n,) int64
     states: np.ndarray  # (n,) task states
+
+
+class Ahead(NamedTuple):
+    """The next episodes of one slot."""
+
+    key: np.uint64
+    first: int  # number of the first one
+    origins: np.ndarray  # (n,) uint64
+    opening: Opening  # of all n
 
 
 class Turns(NamedTuple):
@@ -150,6 +160,7 @@ class Episodes:
         self.eos_token_id = eos_token_id
         self.pad_token_id = pad_token_id
         self.all_slots = np.arange(num_slots)
+        self._ahead: Ahead | None = None
         self.arrays = EpisodeArrays(
             keys=np.zeros(num_slots, np.uint64),
             episodes=np.full(num_slots, -1, np.int64),
@@ -197,11 +208,37 @@ class Episodes:
 
     def begin(self, slots: np.ndarray, options: Mapping[str, Any] | None = None) -> None:
         """Begins a new episode in each of these slots, all with the same reset options."""
+        if self.num_slots == 1 and self.task.is_infallible and not options and self.arrays.episodes[0] >= 0:
+            self._begin_next()
+            return
         a, at = self.arrays, self.index(slots)
         a.episodes[at] += 1
         a.origin[at] = mix(a.keys[at], a.episodes[at])
         a.options[at] = options or _NO_OPTIONS
         self.open(slots, a.options[at] if options else None)
+
+    def _begin_next(self) -> None:
+        """`begin` for a single slot without options: the openings of many episodes are laid out at once."""
+        a, number = self.arrays, self.arrays.episodes[0] + 1
+        ahead = self._ahead
+        if ahead is None or a.keys[0] != ahead.key or not ahead.first <= number < ahead.first + _AHEAD:
+            origins = mix(a.keys.repeat(_AHEAD), np.arange(number, number + _AHEAD))
+            opening = self.task.start(mix(origins, 0, START), None, self.all_slots.repeat(_AHEAD))
+            ahead = self._ahead = Ahead(a.keys[0], number, origins, opening)
+        i = number - ahead.first
+        length = ahead.opening.lengths[i]
+        a.episodes[0] = number
+        a.origin[0] = a.dice[0] = ahead.origins[i]
+        a.options[:] = _NO_OPTIONS
+        a.history[:] = _NO_HISTORY
+        a.running[0] = True
+        a.states[0] = ahead.opening.states[i]
+        a.steps[0] = a.turns[0] = 0
+        a.returns[0] = 0.0
+        a.tokens[0] = self.pad_token_id
+        a.tokens[0, :length] = ahead.opening.tokens[i, :length]
+        a.own[0] = 0
+        a.lengths[0] = a.turn_starts[0] = length
 
     def open(self, slots: np.ndarray, options: np.ndarray | None) -> None:
         """Lays out the first contexts of episodes whose origin is set."""
@@ -267,6 +304,11 @@ class Episodes:
         reasons = self.finish_reasons(slots)
         over = reasons >= 0
         num_over = np.count_nonzero(over)
+        if num_over == len(slots) > 0:
+            result = self._answered(slots, reasons)
+            a.returns[at] += result.rewards
+            a.running[at] = ~(result.terminated | result.truncated)
+            return result
         result = Step(
             rewards=np.zeros(len(slots)),
             terminated=np.zeros(len(slots), bool),
@@ -284,18 +326,26 @@ class Episodes:
             dice = self._dice(going, PAY)
             result.rewards[~over] = self.task.pay(self._turns(going, np.full(len(going), -1)), dice)
         if num_over:
-            ended = self.select(slots, over)
-            answers, truncated = self.answer(ended, reasons[over])
-            result.rewards[over] = answers.rewards
-            result.terminated[over] = answers.done
-            result.truncated[over] = truncated
-            if isinstance(answers.infos, dict):
-                result = result._replace(info_slots=ended, columns=answers.infos)
-            else:
-                result.infos.update(zip(ended.tolist(), answers.infos, strict=False))
+            part = self._answered(slots[over], reasons[over])
+            result.rewards[over] = part.rewards
+            result.terminated[over] = part.terminated
+            result.truncated[over] = part.truncated
+            result.infos.update(part.infos)
+            result = result._replace(info_slots=part.info_slots, columns=part.columns)
         a.returns[at] += result.rewards
         a.running[at] = ~(result.terminated | result.truncated)
         return result
+
+    def _answered(self, slots: np.ndarray, reasons: np.ndarray) -> Step:
+        """The step of slots whose turns are all over."""
+        answers, truncated = self.answer(slots, reasons)
+        infos: dict[int, dict[str, Any]] = {}
+        columns: dict[str, np.ndarray] = {}
+        if isinstance(answers.infos, dict):
+            columns = answers.infos
+        else:
+            infos = dict(zip(slots.tolist(), answers.infos, strict=False))
+        return Step(answers.rewards, answers.done, truncated, infos, slots if columns else _NO_SLOTS, columns)
 
     def finish_reasons(self, slots: np.ndarray) -> np.ndarray:
         """(n,) int64: the reason why each slot's present turn is over, -1 where it is not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lm_envs.text_env import TextGenEnv
 from lm_envs.toy import games
@@ -114,6 +114,9 @@ class ToyEnv(TextGenEnv):
             info_text=info_text,
         )
         self._adopt(core, render_mode)
+
+    def _look(self) -> tuple[Any, dict[str, Any]]:
+        return self.view.look_at_first(), {}
 
     @property
     def task(self) -> ToyTask:  # type: ignore[override]

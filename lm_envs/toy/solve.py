@@ -60,7 +60,8 @@ class Tables:
         if not is_solvable(task):
             raise ValueError(
                 f"the state space is too large to solve: {states.num_states} states (at most {MAX_STATES}) "
-                f"with {states.vocab_size} tokens each (at most {MAX_ENTRIES} pairs); lower vocab_size or length"
+                f"with {states.vocab_size} tokens each (at most {MAX_ENTRIES} in all); "
+                "lower vocab_size or length"
             )
         self.task, self.states, self.view = task, states, view
         self.length, self.slip = states.length, task.dials.slip
@@ -234,7 +235,7 @@ def solve(env: Any, gamma: float = 1.0, kl_coef: float = 0.0) -> Solution:
 
 def toy_of(env: Any) -> tuple[ToyTask, ToyView]:
     """The toy behind an environment and how it shows its states; TypeError if it is no toy environment."""
-    toy = getattr(env, "unwrapped", None)
+    toy: Any = getattr(env, "unwrapped", None)
     if not isinstance(getattr(toy, "task", None), ToyTask):
         raise TypeError(f"env must be a toy environment, got {env!r:.80}")
     return toy.task, toy.view
