@@ -1,0 +1,1 @@
+"""Transformers and deep learners on the toy environments, judged by their exact solutions."""

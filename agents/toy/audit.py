@@ -1,0 +1,218 @@
+"""`python -m agents.toy.audit`: PPO with a KL penalty against the exact KL-regularised optimum.
+
+On a toy environment the policy pi*(a|s), proportional to p_ref(a|s) exp(Q*(s,a) / kl_coef), is known. Stock
+PPO with `TransformerPolicy`, `EpisodeRolloutBuffer` and `KLCallback` starts at a transformer that was fitted
+to the reference, and should end at pi*: a wrong log-probability, sampler, KL, GAE or minibatch anywhere in
+that chain would lead elsewhere.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3 import PPO
+
+from agents.toy.transformer import fit_to_ngram, save_toy_transformer
+from lm_envs.language_model import LanguageModel
+from lm_envs.sb3 import EpisodeRolloutBuffer, KLCallback, TransformerPolicy, make_vec_env
+from lm_envs.toy import Solution, TradeOff, solve
+
+ENV_ID = "TextGen-ToyBigram-v0"
+
+
+class AuditSettings(NamedTuple):
+    """How PPO is run.
+
+    Many episodes a rollout; a learning rate that falls linearly to 0, so that what is left at the end is no
+    noise of the last updates, and that begins low: large first steps can make a wrong token so certain that
+    the right ones are never drawn again. Lambda is 1, so that an imperfect critic cannot move the optimum.
+    """
+
+    rollouts: int = 200
+    n_envs: int = 1024
+    n_epochs: int = 4
+    minibatches: int = 4
+    learning_rate: float = 5e-4
+    gae_lambda: float = 1.0
+
+
+class AuditResult(NamedTuple):
+    """What PPO reached, and the exact optimum. All are exact values, in reward or nats per episode."""
+
+    kl_coef: float
+    objective: float  # expected_return - kl_coef * kl
+    optimal_objective: float
+    reference_objective: float  # of the reference itself: where PPO began
+    expected_return: float
+    kl: float  # from the n-gram model
+    distance: float  # total variation from pi*, mean over the tokens of episodes of pi*
+    optimal: TradeOff  # where pi* is
+
+    @property
+    def gap(self) -> float:
+        """What is missing to the optimal objective, relative to its size."""
+        return (self.optimal_objective - self.objective) / abs(self.optimal_objective)
+
+
+def fitted_transformer(folder: str | Path, seed: int = 0, **env_kwargs: Any) -> Path:
+    """A transformer with the n-gram model's distributions, in `folder`.
+
+    Args:
+        folder: where to.
+        seed: of weights and texts.
+        env_kwargs: the environment's dials.
+    """
+    env = make_vec_env(ENV_ID, 1, **env_kwargs).env
+    save_toy_transformer(env, folder, seed=seed)
+    fit_to_ngram(folder, env, seed=seed)
+    return Path(folder)
+
+
+def audit_ppo(
+    folder: str | Path,
+    kl_coef: float,
+    settings: AuditSettings | None = None,
+    *,
+    seed: int = 0,
+    callbacks: tuple[Any, ...] = (),
+    **env_kwargs: Any,
+) -> AuditResult:
+    """Trains PPO from a fitted transformer, with that as reference, and compares with the exact solution.
+
+    Args:
+        folder: what `fitted_transformer` wrote for the same dials.
+        kl_coef: reward per nat, > 0.
+        settings: PPO's; None: the defaults.
+        seed: of everything random.
+        callbacks: SB3 callbacks to run as well, behind the KL penalty's.
+        env_kwargs: the environment's dials.
+    """
+    settings = settings or AuditSettings()
+    env = make_vec_env(ENV_ID, settings.n_envs, seed=seed, **env_kwargs)
+    solution = solve(env.env, kl_coef=kl_coef)
+    steps = solution.tables.length
+    model = PPO(
+        TransformerPolicy,
+        env,
+        rollout_buffer_class=EpisodeRolloutBuffer,
+        normalize_advantage=False,
+        gamma=1.0,
+        gae_lambda=settings.gae_lambda,
+        n_steps=steps,
+        batch_size=steps * settings.n_envs // settings.minibatches,
+        n_epochs=settings.n_epochs,
+        learning_rate=lambda remaining: settings.learning_rate * remaining,
+        policy_kwargs={"model": str(folder)},
+        seed=seed,
+        device="cpu",
+    )
+    penalty = KLCallback(kl_coef, reference=LanguageModel.load(folder, device="cpu"))
+    model.learn(settings.rollouts * steps * settings.n_envs, callback=[penalty, *callbacks])
+    return compare(solution, model)
+
+
+def compare(solution: Solution, policy: Any) -> AuditResult:
+    """A policy beside the optimal one of a KL-regularised solution.
+
+    Args:
+        solution: with kl_coef > 0.
+        policy: as `Solution.evaluate` takes it.
+    """
+    reached, optimal = solution.evaluate(policy), solution.evaluate(solution.policy)
+    distances = 0.5 * np.abs(reached.policy - solution.policy).sum(axis=1)
+    return AuditResult(
+        kl_coef=solution.kl_coef,
+        objective=reached.objective,
+        optimal_objective=solution.optimal_return,
+        reference_objective=solution.evaluate(solution.tables.reference).objective,
+        expected_return=reached.expected_return,
+        kl=reached.kl,
+        distance=float(optimal.visits[:-1] @ distances[:-1]) / solution.tables.length,
+        optimal=TradeOff(solution.kl_coef, optimal.expected_return, optimal.kl),
+    )
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Train PPO for several KL coefficients, print what it reached, and draw it beside the exact frontier."""
+
+    kl_coefs: tuple[float, ...] = (0.05, 0.1, 0.3)
+    """Reward per nat of KL divergence."""
+    rollouts: int = AuditSettings().rollouts
+    seed: int = 0
+    out: Path = Path("benchmarks/results/toy_kl_frontier.png")
+    """The figure."""
+
+    def __call__(self) -> None:
+        """Runs the audit."""
+        settings = AuditSettings(rollouts=self.rollouts)
+        with tempfile.TemporaryDirectory() as folder:
+            fitted_transformer(folder, self.seed)
+            results = [audit_ppo(folder, kl_coef, settings, seed=self.seed) for kl_coef in self.kl_coefs]
+        Console().print(result_table(results))
+        frontier = solve(make_vec_env(ENV_ID).env, kl_coef=1.0).frontier(np.geomspace(0.02, 3, 60))
+        plot(results, frontier, self.out)
+        print(f"figure   {self.out}")
+
+
+def result_table(results: list[AuditResult]) -> Table:
+    """One row per KL coefficient."""
+    table = Table(title=f"{ENV_ID}: PPO + TransformerPolicy against the exact KL-regularised optimum")
+    names = ("kl_coef", "objective", "optimal", "gap", "return", "optimal", "KL", "optimal", "TV to pi*")
+    for column in names:
+        table.add_column(column, justify="right")
+    for r in results:
+        table.add_row(
+            f"{r.kl_coef:g}",
+            f"{r.objective:.4f}",
+            f"{r.optimal_objective:.4f}",
+            f"{r.gap:.2%}",
+            f"{r.expected_return:.3f}",
+            f"{r.optimal.expected_return:.3f}",
+            f"{r.kl:.3f}",
+            f"{r.optimal.kl:.3f}",
+            f"{r.distance:.4f}",
+        )
+    return table
+
+
+def plot(results: list[AuditResult], frontier: list[TradeOff], path: Path) -> None:
+    """Draws return against KL: the exact frontier, the optima on it, and what PPO reached."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    curve = [(point.kl, point.expected_return) for point in frontier]
+    axes.plot(*zip(*curve, strict=True), color="0.6", label="exact frontier")
+    optima = [(r.optimal.kl, r.optimal.expected_return) for r in results]
+    axes.plot(*zip(*optima, strict=True), "o", mfc="none", ms=11, color="tab:blue", label="exact optimum")
+    reached = [(r.kl, r.expected_return) for r in results]
+    axes.plot(*zip(*reached, strict=True), "x", color="tab:red", label="PPO + TransformerPolicy")
+    for r in results:
+        axes.annotate(
+            f"kl_coef {r.kl_coef:g}",
+            (r.optimal.kl, r.optimal.expected_return),
+            xytext=(8, -14),
+            textcoords="offset points",
+        )
+    axes.set_xlabel("KL from the reference, nats per episode")
+    axes.set_ylabel("expected return")
+    axes.set_title(ENV_ID)
+    axes.legend(loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # matrices of 32 columns gain nothing from more
+    tyro.cli(Audit)()
