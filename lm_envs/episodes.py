@@ -275,11 +275,22 @@ class Episodes:
             or end - a.turn_starts[slot] >= self.max_new_tokens
         ):
             return False
+        self._put(slot, token, end)
+        return True
+
+    def write_last(self, slot: int, token: int, reward: float) -> None:
+        """Writes the token that ends a slot's episode, when the task's answer is known to be this reward."""
+        a = self.arrays
+        self._put(slot, token, int(a.lengths[slot]) + 1)
+        a.returns[slot] += reward
+        a.running[slot] = False
+
+    def _put(self, slot: int, token: int, end: int) -> None:
+        a = self.arrays
         a.tokens[slot, end - 1] = token
         a.own[slot, end - 1] = 1
         a.lengths[slot] = end
         a.steps[slot] += 1
-        return True
 
     def step(self, tokens: np.ndarray, slots: np.ndarray | None = None) -> Step:
         """Writes one token into each of these slots.

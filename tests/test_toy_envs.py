@@ -231,10 +231,11 @@ def test_text_is_decoded_when_asked_for() -> None:
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("observation", ["tokens", "index", "onehot", "last_k"])
+@pytest.mark.parametrize("dials", [{}, {"slip": 0.2, "info_text": True}])
 def test_infos_and_final_observations_are_those_of_single_environments(
-    mode: AutoresetMode, observation: str
+    mode: AutoresetMode, observation: str, dials: dict[str, Any]
 ) -> None:
-    dials: dict[str, Any] = {"observation": observation, "slip": 0.2, "info_text": True}
+    dials: dict[str, Any] = {"observation": observation, **dials}
     batch = gymnasium.make_vec("TextGen-ToyCopy-v0", 3, autoreset_mode=mode, **dials)
     single = SyncVectorEnv([lambda: make("TextGen-ToyCopy-v0", **dials)] * 3, autoreset_mode=mode)
     assert data_equivalence(batch.reset(seed=5), single.reset(seed=5))

@@ -94,9 +94,14 @@ class StateSpace:
         offsets = np.array([*self.offsets, self.end])
         return np.where(written < self.length, result, 0) + offsets[written]
 
-    def prompt_numbers(self, prompts: np.ndarray) -> np.ndarray:
-        """The numbers of prompts, the inverse of `prompts`: (n, P) in, (n,) int64 out."""
-        return prompts @ self.prompt_base ** np.arange(self.prompt_length)[::-1]
+    def text_number(self, context: list[int]) -> int:
+        """Which of all whole texts this context of L tokens is."""
+        number = 0
+        for token in context[: self.prompt_length]:
+            number = number * self.prompt_base + token
+        for token in context[self.prompt_length :]:
+            number = number * self.vocab_size + token
+        return number
 
 
 def digits(numbers: np.ndarray, base: int, count: int) -> np.ndarray:

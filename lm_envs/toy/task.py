@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from lm_envs.toy.states import StateSpace, digits
 REWARD_TIMINGS = ("end", "delayed", "dense", "shaped")
 _BLOCK_BITS = 40  # of a 64-bit hash that a prompt's tokens may use: what is left over makes them uniform
 _FEW_PROMPTS = 4096  # so many are kept as a table
+_FEW_TEXTS = 2**17  # so many are scored at once, for the single environment
 
 
 class Dials(NamedTuple):
@@ -105,6 +107,21 @@ class ToyTask:
     def stopped(self, tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """No turn ends before its time; see `TokenTask`."""
         return np.zeros(len(tokens), bool)
+
+    @cached_property
+    def verdicts(self) -> tuple[list[float], list[bool]] | None:
+        """Rewards and successes of all whole texts in the order of `StateSpace`, where a table can hold them.
+
+        None if there are too many, if rewards are not simply scores, or if infos hold text.
+        """
+        size = self.states.num_prompts * self.rule.vocab_size**self.rule.length
+        if size > _FEW_TEXTS or self.pay is not None or self.written is not None:
+            return None
+        if self.is_random or self.info_text:
+            return None
+        prompts, completions = self.states.contexts(self.rule.length, 0, size)
+        scores = self.rule.score(prompts, completions)
+        return scores.tolist(), self.rule.success(prompts, completions, scores).tolist()
 
     def describe(self, states: np.ndarray, turns: Turns) -> list[dict[str, Any]]:
         """Nothing: the window holds the whole turn, so none is cut short by it."""
