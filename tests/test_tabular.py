@@ -389,5 +389,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert {path.name for path in out.iterdir()} == {"agent.npz", "curve.csv", "result.json"}
     with pytest.raises(SystemExit, match="exists"):
         Tabular(**settings)()
+    hard: dict[str, Any] = {"total_timesteps": 2_000, "overwrite": True}
+    too_large = '{"vocab_size": 8, "length": 8, "observation": "index"}'
+    unsolved = Tabular("TextGen-ToyCopy-v0", env_kwargs=too_large, **settings | hard)()
+    assert 0.5 < unsolved[-1].regret < 1.2  # estimated: next to nothing is learned in 2,000 steps
     lake = Tabular("FrozenLake-v1", total_timesteps=2_000, overwrite=True, **settings | {"n_envs": 8})
     assert np.isnan(lake()[-1].regret)

@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from agents.tabular.schedules import Linear, Schedule, at, check_schedule
 
 _EPSILON = Linear(1.0, 0.0, 0.9)
-_TEMPERATURE = Linear(1.0, 0.01, 0.8)
+_TEMPERATURE = Linear(1.0, 0.01, 0.9)
 
 
 class Behaviour(ABC):

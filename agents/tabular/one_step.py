@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from agents.tabular.agent import Batch
+from agents.tabular.behaviour import EpsilonGreedy
+from agents.tabular.schedules import Linear
 from agents.tabular.table import Column
 from agents.tabular.value_agent import ValueAgent
 
@@ -52,7 +54,11 @@ class DoubleQLearning(ValueAgent):
     The maximum over noisy estimates is biased upward. A fair coin per experience decides which table learns:
     for A the target is r + gamma Q_B(s', argmax_b Q_A(s', b)). The agent acts by the mean of both. Source:
     van Hasselt, "Double Q-learning", 2010.
+
+    Each table sees half of the experience, so by default it explores more than the others.
     """
+
+    exploration = EpsilonGreedy(Linear(1.0, 0.5))
 
     def columns(self) -> dict[str, Column]:
         """Both tables and their counts."""

@@ -24,7 +24,7 @@ from agents.tabular.policy_gradient import PolicyGradient
 from agents.tabular.schedules import Linear
 from agents.tabular.slots import Slots
 from agents.tabular.value_agent import ValueAgent
-from lm_envs.toy import Solution, solve
+from lm_envs.toy import Solution, regret, solve
 from lm_envs.toy.task import ToyTask
 
 
@@ -33,11 +33,13 @@ class Point(NamedTuple):
 
     timesteps: int
     expected_return: float
-    regret: float  # NaN where there is no exact solution
+    regret: float  # NaN where it is not known
 
 
 class Judge:
     """What an agent's policy is worth: exactly on a toy that can be solved, else by playing.
+
+    On a toy too large to solve the regret is an estimate by `lm_envs.toy.regret` (gamma = 1, no slips).
 
     Args:
         agent: who is judged.
@@ -52,7 +54,9 @@ class Judge:
     def __init__(self, agent: TabularAgent, env: VectorEnv) -> None:
         self.agent, self.env = agent, env
         self.solution: Solution | None = None
-        if isinstance(getattr(env.unwrapped, "task", None), ToyTask):
+        task = getattr(env.unwrapped, "task", None)
+        self.has_estimate = isinstance(task, ToyTask) and agent.gamma == 1 and not task.dials.slip
+        if isinstance(task, ToyTask):
             try:
                 self.solution = solve(env, gamma=agent.gamma)
             except ValueError as error:
@@ -61,10 +65,11 @@ class Judge:
 
     def __call__(self, timesteps: int) -> Point:
         """The agent's policy now."""
-        if self.solution is None:
-            return Point(timesteps, self._play(), np.nan)
         agent = self.agent
         policy = agent.probabilities if isinstance(agent, PolicyGradient) else agent
+        if self.solution is None:
+            share = regret(self.env, policy, episodes=self.episodes).value if self.has_estimate else np.nan
+            return Point(timesteps, self._play(), share)
         return Point(timesteps, self.solution.evaluate(policy).objective, self.solution.regret(policy))
 
     def _play(self) -> float:
@@ -157,16 +162,16 @@ class Tabular:
         if self.learning_rate is not None:
             settings["learning_rate"] = self.learning_rate
         if issubclass(kind, ValueAgent):
-            settings["behaviour"] = self._behaviour()
+            settings["behaviour"] = self._behaviour(kind)
         return kind(self._env(), **settings)
 
     def _env(self) -> VectorEnv:
         return make_env(self.env, self.n_envs, **parse_env_kwargs(self.env_kwargs))
 
-    def _behaviour(self) -> Behaviour:
-        explore = None if self.explore is None else Linear(*self.explore, 0.8)
+    def _behaviour(self, kind: type[ValueAgent]) -> Behaviour:
+        explore = None if self.explore is None else Linear(*self.explore, 0.9)
         if self.behaviour == "epsilon_greedy":
-            return EpsilonGreedy() if explore is None else EpsilonGreedy(explore)
+            return kind.exploration if explore is None else EpsilonGreedy(explore)
         if self.behaviour == "softmax":
             return Softmax() if explore is None else Softmax(explore)
         return Random() if self.behaviour == "random" else Proposal()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -26,13 +26,14 @@ class ValueAgent(TabularAgent):
         learning_rate: step size of the first update, in [0, 1].
         rate_power: how fast step sizes fall with the number of updates, in [0, 1].
         gamma: discount in [0, 1].
-        behaviour: how to act while learning.
+        behaviour: how to act while learning; None: `exploration`.
         initial_value: of all action values.
         dense: see `TabularAgent`.
         seed: see `TabularAgent`.
     """
 
     settings = (*TabularAgent.settings, "rate_power", "behaviour", "initial_value")
+    exploration: ClassVar[Behaviour] = EpsilonGreedy()  # the default behaviour
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class ValueAgent(TabularAgent):
         if isinstance(initial_value, bool) or not np.isfinite(initial_value):
             raise ValueError(f"initial_value must be a finite number, got {initial_value!r}")
         self.rate_power, self.initial_value = rate_power, initial_value
-        self.behaviour = EpsilonGreedy() if behaviour is None else behaviour
+        self.behaviour = self.exploration if behaviour is None else behaviour
         super().__init__(env, learning_rate=learning_rate, gamma=gamma, dense=dense, seed=seed)
         self.behaviour.check(env)
 
