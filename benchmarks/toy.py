@@ -53,13 +53,17 @@ class Toy:
                 batch = statistics.median(vector[env_id])
                 row += [f"{batch / 1e6:.1f}", f"{batch / peer:.0f}"]
             table.add_row(*row)
-        Console().print(table)
+        Console(width=100).print(table)
 
     def single(self, env_id: str) -> float:
         """Steps per second of one environment."""
         env: Any = gymnasium.make(env_id).unwrapped
         actions = np.random.default_rng(0).integers(env.action_space.n, size=self.single_steps).tolist()
         env.reset(seed=0)
+        terminated = truncated = False
+        while not (terminated or truncated):  # what is made once is made now
+            _, _, terminated, truncated, _ = env.step(0)
+        env.reset()
         started = time.perf_counter()
         for action in actions:
             _, _, terminated, truncated, _ = env.step(action)

@@ -265,14 +265,14 @@ class Episodes:
             `step` has to.
         """
         a, task = self.arrays, self.task
-        end = int(a.lengths[slot]) + 1
+        end = a.lengths.item(slot) + 1
         if (
             task.stop
             or task.pay is not None
             or task.written is not None
             or token == self.eos_token_id
             or end == self.context_length
-            or end - a.turn_starts[slot] >= self.max_new_tokens
+            or end - a.turn_starts.item(slot) >= self.max_new_tokens
         ):
             return False
         self._put(slot, token, end)
@@ -281,7 +281,7 @@ class Episodes:
     def write_last(self, slot: int, token: int, reward: float) -> None:
         """Writes the token that ends a slot's episode, when the task's answer is known to be this reward."""
         a = self.arrays
-        self._put(slot, token, int(a.lengths[slot]) + 1)
+        self._put(slot, token, a.lengths.item(slot) + 1)
         a.returns[slot] += reward
         a.running[slot] = False
 

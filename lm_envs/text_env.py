@@ -206,7 +206,7 @@ class TextGenEnv(gymnasium.Env):
             ValueError: unknown options, or a prompt that is no text, empty (for a model without BOS) or too
                 long.
         """
-        checked = check_options(options)
+        checked = check_options(options) if options else {}
         super().reset(seed=seed)
         episodes = self._core.episodes
         with episodes.atomic() if checked else episodes.guarded():

@@ -119,7 +119,7 @@ class ToyEnv(TextGenEnv):
         """As `TextGenEnv.step`; the last token of a text is answered from a table where there is one."""
         core, task = self._core, self.task
         a = core.episodes.arrays
-        is_last = a.lengths[0] + 1 == core.episodes.context_length
+        is_last = a.lengths.item(0) + 1 == core.episodes.context_length
         if not is_last or not a.running[0] or task.verdicts is None:
             return super().step(action)
         token = core.token(action)

@@ -112,5 +112,7 @@ def digits(numbers: np.ndarray, base: int, count: int) -> np.ndarray:
     """
     result = np.empty((len(numbers), count), np.int16)
     for at in reversed(range(count)):
-        numbers, result[:, at] = numbers // base, numbers % base
+        rest = numbers // base
+        result[:, at] = numbers - rest * base
+        numbers = rest
     return result

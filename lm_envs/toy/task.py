@@ -149,6 +149,8 @@ class ToyTask:
         timing, length = self.dials.reward_timing, self.rule.length
         last = written == length
         if timing == "end":
+            if not last.any():
+                return np.zeros(len(written))
             return np.where(last, self.rule.score(prompts, completions), 0.0)
         progress, rows = self.rule.progress(prompts, completions), np.arange(len(written))
         if timing == "dense":
