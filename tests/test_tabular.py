@@ -127,9 +127,10 @@ def test_double_q_learning_overestimates_less() -> None:
     biases = {}
     for kind in (QLearning, DoubleQLearning):
         agent = learned(kind, env, 40_000, learning_rate=0.1, rate_power=0, behaviour=Random())
-        biases[kind] = (agent.q_values(shown(env)).max(axis=1) - solution.values[:-1])[:20].mean()
+        # The 4 prompts: the noise of both later tokens is in their maxima.
+        biases[kind] = (agent.q_values(shown(env)) - solution.q_values[:-1])[:4].mean()
     assert biases[QLearning] > 0.1
-    assert biases[DoubleQLearning] < 0.5 * biases[QLearning]
+    assert abs(biases[DoubleQLearning]) < 0.5 * biases[QLearning]
 
 
 class Counter(gymnasium.Env):

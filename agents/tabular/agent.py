@@ -77,7 +77,8 @@ class TabularAgent(ABC):
         self.rng = np.random.default_rng(seed)
         self.num_timesteps = 0
         self.progress_remaining = 1.0
-        self._env_seed = seed
+        # Slots are seeded by successive numbers: seeds that are neighbours must not share slots.
+        self._env_seed = None if seed is None else int(self.rng.integers(2**31))
 
     @abstractmethod
     def columns(self) -> dict[str, Column]:
