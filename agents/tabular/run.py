@@ -188,7 +188,7 @@ class Tabular:
         }
         table = Table(title=f"{self.algo} on {self.env}", show_header=False)
         for name, value in result.items():
-            table.add_row(name, "unknown" if np.isnan(value) else f"{value:,.5g}")
+            table.add_row(name, "unknown" if np.isnan(value) else f"{value:,.4f}".removesuffix(".0000"))
         Console().print(table)
         with (self.out / "curve.csv").open("w", newline="") as file:
             writer = csv.writer(file)
