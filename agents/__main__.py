@@ -1,4 +1,4 @@
-"""`python -m agents train | evaluate | generate | list`."""
+"""`python -m agents train | tabular | evaluate | generate | list`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ def main() -> None:
     """Parses the command line and runs one command."""
     from agents.evaluate import Evaluate
     from agents.generate import Generate
+    from agents.tabular.run import Tabular
     from agents.train import Train
 
     commands: dict[str, Callable[..., Any]] = {
         "train": Train,
+        "tabular": Tabular,
         "evaluate": Evaluate,
         "generate": Generate,
         "list": list_ids,

@@ -19,7 +19,7 @@ class Fluency:
 
     - `output="log_prob"`: `sum_t(ln p_t) / T`, nats per token, at most 0, higher is more fluent.
     - `output="perplexity"`: `exp` of minus that, at least 1, **lower** is more fluent: weigh it negatively.
-    - `output="typicality"`: `sum_t(ln p_t + H_t) / T` with `H_t` the entropy of the model's distribution at t;
+    - `output="typicality"`: `sum_t(ln p_t + H_t) / T`, with `H_t` the entropy of the model's distribution;
       0 in expectation for the model's own samples, negative for text more surprising than they are (Meister
       et al., "Locally typical sampling", 2022). Unlike the log-prob it needs no threshold of its own for
       each model, and the dullest text earns nothing by it.
