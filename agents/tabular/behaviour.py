@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from agents.tabular.schedules import Linear, Schedule, at, check_schedule
+from agents.tabular.schedules import Exponential, Linear, Schedule, at, check_schedule
 
 _EPSILON = Linear(1.0, 0.0, 0.9)
 _TEMPERATURE = Linear(1.0, 0.01, 0.9)
@@ -55,6 +55,11 @@ class EpsilonGreedy(Behaviour):
         best = values == values.max(axis=1, keepdims=True)
         share = (1 - epsilon) / best.sum(axis=1, keepdims=True)
         return best * share + epsilon / values.shape[1]
+
+
+# For agents that learn the values of their behaviour: long nearly greedy, but never quite, so that an action
+# that only seemed worse while there was much exploration is still tried.
+GREEDY_LATE = EpsilonGreedy(Exponential(1.0, 0.01))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from agents.tabular.agent import Batch
+from agents.tabular.behaviour import GREEDY_LATE
 from agents.tabular.history import History
 from agents.tabular.value_agent import ValueAgent
 
@@ -19,6 +20,8 @@ class MonteCarlo(ValueAgent):
     Args:
         env, settings: see `ValueAgent`.
     """
+
+    exploration = GREEDY_LATE
 
     def begin(self) -> None:
         """See `TabularAgent.begin`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from agents.tabular.agent import Batch
-from agents.tabular.behaviour import EpsilonGreedy
+from agents.tabular.behaviour import GREEDY_LATE, EpsilonGreedy
 from agents.tabular.schedules import Linear
 from agents.tabular.table import Column
 from agents.tabular.value_agent import ValueAgent
@@ -30,6 +30,8 @@ class Sarsa(ValueAgent):
     Q-learning using connectionist systems", 1994; Sutton and Barto, "Reinforcement learning", 2018, 6.4.
     """
 
+    exploration = GREEDY_LATE
+
     def update(self, batch: Batch) -> None:
         """See `TabularAgent.update`."""
         taken = self.table["q"][batch.next_rows, batch.next_actions]
@@ -39,8 +41,11 @@ class Sarsa(ValueAgent):
 class ExpectedSarsa(ValueAgent):
     """Target r + gamma sum_b pi(b|s') Q(s', b), pi the behaviour: Sarsa without the noise of the next action.
 
-    Source: van Seijen et al., "A theoretical and empirical analysis of Expected Sarsa", 2009.
+    With so little noise it can forget old targets, those of a behaviour that explored more, sooner than
+    Sarsa. Source: van Seijen et al., "A theoretical and empirical analysis of Expected Sarsa", 2009.
     """
+
+    default_rate_power = 0.2
 
     def update(self, batch: Batch) -> None:
         """See `TabularAgent.update`."""

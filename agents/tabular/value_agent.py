@@ -24,7 +24,8 @@ class ValueAgent(TabularAgent):
     Args:
         env: see `TabularAgent`.
         learning_rate: step size of the first update, in [0, 1].
-        rate_power: how fast step sizes fall with the number of updates, in [0, 1].
+        rate_power: how fast step sizes fall with the number of updates, in [0, 1]; None:
+            `default_rate_power`.
         gamma: discount in [0, 1].
         behaviour: how to act while learning; None: `exploration`.
         initial_value: of all action values.
@@ -34,13 +35,14 @@ class ValueAgent(TabularAgent):
 
     settings = (*TabularAgent.settings, "rate_power", "behaviour", "initial_value")
     exploration: ClassVar[Behaviour] = EpsilonGreedy()  # the default behaviour
+    default_rate_power: ClassVar[float] = 0.4
 
     def __init__(
         self,
         env: VectorEnv,
         *,
         learning_rate: Schedule = 1.0,
-        rate_power: float = 0.4,
+        rate_power: float | None = None,
         gamma: float = 1.0,
         behaviour: Behaviour | None = None,
         initial_value: float = 0.0,
@@ -48,6 +50,7 @@ class ValueAgent(TabularAgent):
         seed: int | None = None,
     ) -> None:
         check_schedule("learning_rate", learning_rate, 0, 1)
+        rate_power = self.default_rate_power if rate_power is None else rate_power
         check_unit("rate_power", rate_power)
         if isinstance(initial_value, bool) or not np.isfinite(initial_value):
             raise ValueError(f"initial_value must be a finite number, got {initial_value!r}")
