@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import time
@@ -255,5 +256,5 @@ class Run:
             f"learning curve   {out / 'learning_curve.png'}\n"
             f"model            {out / 'model'}  (a Hugging Face folder)\n"
             f"checkpoint       {out / 'checkpoint'}\n"
-            f"continue with    python -m agents train --resume --out {out} --total-timesteps {self.steps}"
+            f"continue with    {os.path.relpath(sys.executable)} -m agents train --resume --out {out} --total-timesteps {self.steps}"
         )

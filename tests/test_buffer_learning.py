@@ -11,7 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from models import save_tiny
-from runs import AtRolloutEnd, make_algorithm, make_env
+from small_runs import AtRolloutEnd, make_algorithm, make_env
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from tasks import Board, Dialogue
 from test_buffer import observation, token_space

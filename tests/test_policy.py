@@ -12,7 +12,14 @@ import pytest
 import torch
 from gymnasium import spaces
 from models import ARCHITECTURES, save_tiny
-from runs import AtRolloutEnd, expected_log_probs, make_algorithm, make_env, make_policy, random_contexts
+from small_runs import (
+    AtRolloutEnd,
+    expected_log_probs,
+    make_algorithm,
+    make_env,
+    make_policy,
+    random_contexts,
+)
 from stable_baselines3 import A2C, PPO
 from tasks import Board, Dialogue
 from transformers import AutoModelForCausalLM

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from models import save_tiny
-from runs import AtRolloutEnd, expected_log_probs, make_algorithm, make_env, make_policy, random_contexts
+from small_runs import (
+    AtRolloutEnd,
+    expected_log_probs,
+    make_algorithm,
+    make_env,
+    make_policy,
+    random_contexts,
+)
 from tasks import Board
 
 from lm_envs.sb3 import KLCallback, TransformerPolicy

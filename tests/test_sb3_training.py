@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import save_tiny
-from runs import AtRolloutEnd, make_algorithm, make_env
+from small_runs import AtRolloutEnd, make_algorithm, make_env
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.monitor import Monitor

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from runs import PROMPTS, letters, make_env
+from small_runs import PROMPTS, letters, make_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tasks import Board, Dialogue
