@@ -256,5 +256,6 @@ class Run:
             f"learning curve   {out / 'learning_curve.png'}\n"
             f"model            {out / 'model'}  (a Hugging Face folder)\n"
             f"checkpoint       {out / 'checkpoint'}\n"
-            f"continue with    {os.path.relpath(sys.executable)} -m agents train --resume --out {out} --total-timesteps {self.steps}"
+            f"continue with    {os.path.relpath(sys.executable)} -m agents train --resume --out {out} "
+            f"--total-timesteps {self.steps}"
         )
