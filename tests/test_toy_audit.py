@@ -38,7 +38,7 @@ def fitted_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kl_coef", [0.1, 0.2, 0.5])
 def test_ppo_with_kl_penalty_finds_the_exact_optimum(fitted_tiny: Path, kl_coef: float) -> None:
-    settings = AuditSettings(rollouts=50, n_envs=512, minibatches=2, learning_rate=4e-4)
+    settings = AuditSettings(rollouts=100, n_envs=512, n_epochs=2, minibatches=1, learning_rate=4e-4)
     result = audit_ppo(fitted_tiny, kl_coef, settings, **TINY)
     missing = result.optimal_objective - result.objective
     assert 0 < missing < 0.02 * abs(result.optimal_objective)
