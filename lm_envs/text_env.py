@@ -112,6 +112,7 @@ class TextGenEnv(gymnasium.Env):
     ## References
     - Hutto and Gilbert, "VADER: a parsimonious rule-based model for sentiment analysis of social media text",
       2014.
+    - Meister et al., "Locally typical sampling", 2022 (typicality).
     - Ziegler et al., "Fine-tuning language models from human preferences", 2019.
 
     ## Version history
