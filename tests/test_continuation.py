@@ -77,15 +77,15 @@ def test_jsonl_columns_reach_the_reward(tiny_gpt2: str, tmp_path: Path) -> None:
 
 
 BAD_FILES = [
-    ("a.txt", b"one\n\xff\n", r"a\.txt is not UTF-8"),
+    ("a.txt", b"one\n\xff\n", r"a\.txt, line 2 is not UTF-8"),
     ("a.txt", b"\n \n", r"a\.txt holds no prompts"),
     ("a.jsonl", b'{"prompt": "x"}\n{"prompt": \n', r"a\.jsonl, line 2 is not JSON"),
     (
         "a.jsonl",
         b'{"prompt": "x"}\n\n{"text": "y"}',
-        r'a\.jsonl, line 3 must be a JSON object with the key "prompt"',
+        r"a\.jsonl, line 3 has no column 'prompt'; its columns are \['text'\]",
     ),
-    ("a.jsonl", b'["x"]', r"a\.jsonl, line 1 must be a JSON object"),
+    ("a.jsonl", b'["x"]', r"a\.jsonl, line 1 must be an object"),
     ("a.jsonl", b'{"prompt": 3}', r"a\.jsonl, line 1, prompt must be a str, got int 3"),
     ("a.jsonl", b'{"prompt": "\\ud800"}', r"a\.jsonl, line 1, prompt holds the lone surrogate"),
     (
@@ -94,7 +94,8 @@ BAD_FILES = [
         r"line 2: columns \['prompt'\], before it \['a', 'prompt'\]",
     ),
     ("a.jsonl", b'{"prompt": "x", "slots": 1}', r"line 1: the column 'slots' has a name"),
-    ("a.csv", b"x", r"path of a \.txt or \.jsonl file, got '.*a\.csv'"),
+    ("a.csv", b"text\nx\n", r"a\.csv, line 2 has no column 'prompt'"),
+    ("a.json", b"x", r"a\.json must be one of the kinds \.jsonl, \.csv, \.parquet"),
 ]
 
 
