@@ -4,21 +4,22 @@ BIN := .venv/bin
 .DEFAULT_GOAL := test
 .PHONY: demo test lint clean
 
-.venv/installed: pyproject.toml constraints.txt
+# One stamp per extra: .venv/train runs everything, .venv/dev checks it as well.
+.venv/%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "lm-envs needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) -V 2>&1); try: make PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	@touch $@
 
-demo: .venv/installed
+demo: .venv/train
 	$(BIN)/python -m agents train --env TextGen-v0 --algo ppo --out runs/demo --overwrite
 
-lint: .venv/installed
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: .venv/installed lint
+test: .venv/dev lint
 	$(BIN)/python -m pytest
 
 clean:
