@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gymnasium
 
+TEXT, VECTOR = "lm_envs.text_env:TextGenEnv", "lm_envs.vector_env:TextGenVectorEnv"
+
 # id -> (single environment, vector environment, keyword arguments)
 ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
     "TextGen-v0": (
@@ -11,6 +13,7 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
         "lm_envs.vector_env:TextGenVectorEnv",
         {"task": "continuation"},
     ),
+    "TextGen-Snake-v0": (TEXT, VECTOR, {"task": "snake", "max_new_tokens": 4, "stop": "\n"}),
     **{
         f"TextGen-{toy}-v0": (f"lm_envs.toy.envs:{toy}Env", f"lm_envs.toy.vector_env:{toy}VectorEnv", {})
         for toy in ("ToyCopy", "ToyReverse", "ToyBrackets", "ToyBigram", "ToyTranslate", "ToyKeyDoor")

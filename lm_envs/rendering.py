@@ -43,6 +43,9 @@ class Span(NamedTuple):
 class Renderer:
     """Renders single slots.
 
+    A task with a method `frame(state) -> (height, width, 3) uint8`, of one size for all states, draws its own
+    "rgb_array" pictures (a game's board, say). Other episodes are drawn as text.
+
     Args:
         core: what is rendered.
         mode: one of `modes`, or None.
@@ -57,14 +60,17 @@ class Renderer:
         self._printed = ""
 
     def render(self, slot: int) -> Any:
-        """A str for "ansi", a (400, 800, 3) uint8 array for "rgb_array"; otherwise None."""
+        """A str for "ansi"; for "rgb_array" the task's frame, or text in (400, 800, 3) uint8; else None."""
         if self._mode is None:
             logger.warn('render() needs a render_mode: gymnasium.make(id, render_mode="ansi"), say')
         if self._mode == "ansi":
             pieces = self._pieces(slot, with_probabilities=False)
             text = "".join(f"{_BOLD}{piece.text}{_PLAIN}" if piece.own else piece.text for piece in pieces)
             return f"{text}\n{self._status(slot)}\n"
-        return self._frame(slot) if self._mode == "rgb_array" else None
+        if self._mode != "rgb_array":
+            return None
+        task_frame = getattr(self._core.task, "frame", None)
+        return self._text_frame(slot) if task_frame is None else self._task_frame(slot, task_frame)
 
     def show(self, slot: int) -> None:
         """In "human" mode, prints what is new since the last call: the text as it grows, then the result."""
@@ -122,7 +128,15 @@ class Renderer:
         (log_probs,) = model.log_probs([ids[:1]], [ids[1:]])
         return [1.0, *np.exp(log_probs).tolist()]
 
-    def _frame(self, slot: int) -> np.ndarray:
+    def _task_frame(self, slot: int, task_frame: Callable[[Any], np.ndarray]) -> np.ndarray:
+        frame = np.asarray(task_frame(self._core.episodes.arrays.states[slot]))
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(
+                f"task.frame() must be (height, width, 3) uint8, got {frame.shape} of {frame.dtype}"
+            )
+        return frame
+
+    def _text_frame(self, slot: int) -> np.ndarray:
         from PIL import Image, ImageDraw, ImageFont
 
         image = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
