@@ -13,6 +13,7 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
         "lm_envs.vector_env:TextGenVectorEnv",
         {"task": "continuation"},
     ),
+    "TextGen-Dialogue-v0": (TEXT, VECTOR, {"task": "dialogue", "max_new_tokens": 24, "stop": "\n"}),
     "TextGen-Snake-v0": (TEXT, VECTOR, {"task": "snake", "max_new_tokens": 4, "stop": "\n"}),
     **{
         f"TextGen-{toy}-v0": (f"lm_envs.toy.envs:{toy}Env", f"lm_envs.toy.vector_env:{toy}VectorEnv", {})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Name -> class; imported when asked for.
 NAMED_TASKS = {
     "continuation": "lm_envs.tasks.continuation:Continuation",
+    "dialogue": "lm_envs.tasks.dialogue:Dialogue",
     "snake": "lm_envs.tasks.snake:Snake",
 }
 
