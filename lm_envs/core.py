@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gymnasium.error import InvalidAction
 
 from lm_envs.actions import check_action, check_actions
-from lm_envs.episodes import EpisodeArrays, Episodes
+from lm_envs.episodes import EpisodeArrays, Episodes, Step
 from lm_envs.randomness import FORK, mix
 from lm_envs.replay import pack, replay
 from lm_envs.tasks import Task, make_task
 from lm_envs.tasks.tokenized import TokenizedTask
-from lm_envs.view import View
+from lm_envs.view import ACTIONS, View
 
 if TYPE_CHECKING:
     from lm_envs.decoding import Snapshot
     from lm_envs.toy.view import ToyView
-
-ACTIONS = ("token", "top_k")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class ClonedState:
     """What `clone_state` returns; opaque to users."""
 
     arrays: EpisodeArrays
-    candidates: np.ndarray
+    offers: dict[str, np.ndarray]
     cache: Snapshot | None
     include_rng: bool
 
@@ -40,8 +39,9 @@ class EnvCore:
         task: the text task, or the toy.
         language_model: encodes, decodes, embeds and proposes; its weights are loaded when first needed.
         episodes: the dynamics.
-        view: observations, candidates and spaces.
-        candidates: (B, k) int64, what the next "top_k" actions choose from; k = 0 for "token" actions.
+        view: observations, candidates, masks and spaces.
+        turns: where an action writes a whole turn, the token ids that each writes; else None.
+        offers: what the next actions choose from, see `View.look`, of all B slots.
         num_actions: size of the action space.
     """
 
@@ -51,10 +51,12 @@ class EnvCore:
         task: Any,
         episodes: Episodes,
         view: View | ToyView,
+        turns: list[list[int]] | None = None,
     ) -> None:
         self.language_model, self.task = language_model, task
         self.episodes, self.view = episodes, view
-        self.candidates = np.zeros((episodes.num_slots, view.num_candidates), np.int64)
+        self.turns = turns
+        self.offers = view.blank_offers() if isinstance(view, View) else {}
         self.num_actions = int(view.action_space.n)
 
     @classmethod
@@ -102,37 +104,75 @@ class EnvCore:
             eos_token_id=language_model.eos_token_id,
             pad_token_id=language_model.pad_token_id,
         )
-        if actions not in ACTIONS:
-            raise ValueError(f"actions must be one of {ACTIONS}, got {actions!r}")
-        candidates = 0
         if actions == "top_k":
-            candidates = whole("top_k", top_k, 1, language_model.vocab_size)
-        view = View(language_model, episodes, observation, candidates)
-        return cls(language_model, task, episodes, view)
+            top_k = whole("top_k", top_k, 1, language_model.vocab_size)
+        view = View(language_model, task, episodes, observation=observation, actions=actions, top_k=top_k)
+        turns = None if actions in ACTIONS else tokenized.choices(actions)
+        return cls(language_model, task, episodes, view, turns)
 
     def token(self, action: Any) -> int:
-        """The token id that the single environment's action stands for; InvalidAction if none."""
+        """What the single environment's action stands for: a token id, or the number of a choice.
+
+        Raises:
+            InvalidAction: it stands for nothing, or is masked.
+        """
         action = check_action(action, self.num_actions)
-        return int(self.candidates[0, action]) if self.view.num_candidates else action
+        return int(self._chosen(np.array([action]), np.ones(1, bool))[0]) if self.offers else action
 
     def tokens(self, actions: Any, used: np.ndarray) -> np.ndarray:
-        """The token ids that a vector environment's actions stand for, (B,) int64; see `check_actions`."""
+        """What a vector environment's actions stand for, (B,) int64; see `token` and `check_actions`."""
         actions = check_actions(actions, self.num_actions, used)
-        return self.candidates[self.episodes.all_slots, actions] if self.view.num_candidates else actions
+        return self._chosen(actions, used) if self.offers else actions
+
+    def _chosen(self, actions: np.ndarray, used: np.ndarray) -> np.ndarray:
+        (values,) = self.offers.values()
+        offered = values[self.episodes.all_slots, actions]
+        if self.turns is None:
+            return offered
+        for slot in np.flatnonzero(used & (offered == 0)).tolist():
+            text = self.language_model.decode(self.turns[actions[slot]])
+            raise InvalidAction(f"action {actions[slot]} ({text!r}) of slot {slot} is masked now")
+        return actions
+
+    def step(self, chosen: np.ndarray, slots: np.ndarray | None = None) -> Step:
+        """Writes what `tokens` found, into these slots; None means all."""
+        if self.turns is None:
+            return self.episodes.step(chosen, slots)
+        return self.episodes.write_turns([self.turns[number] for number in chosen], slots)
+
+    def steps(self, slots: np.ndarray) -> np.ndarray:
+        """How many actions there were in these slots' episodes, (n,) int64."""
+        a = self.episodes.arrays
+        return a.steps[slots] if self.turns is None else a.turns[slots] + ~a.running[slots]
+
+    @property
+    def mask(self) -> Callable[[], np.ndarray]:
+        """A function that gives the slots' action masks, (B, N) bool.
+
+        Raises:
+            AttributeError: no actions are masked.
+        """
+        if "action_mask" not in self.offers:
+            raise AttributeError("action_masks: this environment masks no actions")
+        return lambda: self.offers["action_mask"].astype(bool)
 
     def clone_state(self, include_rng: bool) -> ClonedState:
         """See `TextGenEnv.clone_state`."""
         arrays, cache = self.episodes.arrays.copy(), self.view.snapshot()
-        return ClonedState(arrays, self.candidates.copy(), cache, include_rng)
+        offers = {key: values.copy() for key, values in self.offers.items()}
+        return ClonedState(arrays, offers, cache, include_rng)
 
     def restore_state(self, state: ClonedState) -> None:
         """See `TextGenEnv.restore_state`."""
         now = self.episodes.arrays
-        if state.arrays.tokens.shape != now.tokens.shape or state.candidates.shape != self.candidates.shape:
+        theirs, ours = (
+            (arrays.tokens.shape, {key: values.shape for key, values in offers.items()})
+            for arrays, offers in ((state.arrays, state.offers), (now, self.offers))
+        )
+        if theirs != ours:
             raise ValueError(
                 "this state is of another environment: (slots, context_length) "
-                f"{state.arrays.tokens.shape} and candidates {state.candidates.shape}, "
-                f"here {now.tokens.shape} and {self.candidates.shape}"
+                f"{theirs[0]} and offers {theirs[1]}, here {ours[0]} and {ours[1]}"
             )
         arrays = state.arrays.copy()
         if not state.include_rng:
@@ -141,7 +181,7 @@ class EnvCore:
             arrays.episodes = np.where(begun, now.episodes, arrays.episodes)
             arrays.dice = mix(np.where(begun, now.dice, arrays.dice), FORK)
         self.episodes.arrays = arrays
-        self.candidates = state.candidates.copy()
+        self.offers = {key: values.copy() for key, values in state.offers.items()}
         if state.cache is not None:
             self.view.restore(state.cache)
 
@@ -154,9 +194,9 @@ class EnvCore:
         with self.episodes.atomic():
             replay(self.episodes, state)
             begun = np.flatnonzero(self.episodes.arrays.episodes >= 0)
-            _, candidates = self.view.look(begun)
-            if candidates is not None:
-                self.candidates[begun] = candidates
+            if len(begun) and self.offers:
+                for key, values in (self.view.look(begun)[1] or {}).items():
+                    self.offers[key][begun] = values
 
 
 def draw_keys(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -104,7 +104,7 @@ class TokenTask(Protocol):
 
 
 class Step(NamedTuple):
-    """What n slots get for one token each."""
+    """What n slots get for one token each, or one turn each."""
 
     rewards: np.ndarray  # (n,) float64
     terminated: np.ndarray  # (n,) bool
@@ -305,14 +305,50 @@ class Episodes:
         a = self.arrays
         slots = self.all_slots if slots is None else slots
         at = self.index(slots)
-        running = a.running[at]
-        if np.count_nonzero(running) < len(slots):
-            raise ResetNeeded(f"call reset() first: no running episode in slot(s) {slots[~running].tolist()}")
+        self._check_running(slots)
         if self.task.written is not None:
             tokens = self.task.written(tokens, mix(a.dice[at], a.steps[at], WRITE))
-        ends = self._write(slots, tokens)
+        self._write(slots, tokens)
         a.steps[at] += 1
+        return self._concluded(slots, self.finish_reasons(slots))
+
+    def write_turns(self, turns: Sequence[Sequence[int]], slots: np.ndarray | None = None) -> Step:
+        """Writes one whole turn into each of these slots, as if its tokens were written one by one.
+
+        What the window has no room for is left out, which truncates the episode. A turn that is written
+        whole is over: for the reason that its last token gives, or else with STOP.
+
+        Args:
+            turns: n rows of at most `max_new_tokens` valid token ids; only the last one may end a turn.
+            slots: (n,) different slots, all at the beginning of a turn; None means all.
+
+        Raises:
+            ResetNeeded: one of the slots has no running episode.
+        """
+        a = self.arrays
+        slots = self.all_slots if slots is None else slots
+        self._check_running(slots)
+        is_whole = np.ones(len(slots), bool)
+        for i, (slot, turn) in enumerate(zip(slots.tolist(), turns, strict=True)):
+            start = a.lengths[slot]
+            end = min(start + len(turn), self.context_length)
+            a.tokens[slot, start:end] = turn[: end - start]
+            a.own[slot, start:end] = 1
+            a.lengths[slot] = end
+            a.steps[slot] += end - start
+            is_whole[i] = end - start == len(turn)
         reasons = self.finish_reasons(slots)
+        reasons[(reasons < 0) & is_whole] = STOP
+        return self._concluded(slots, reasons)
+
+    def _check_running(self, slots: np.ndarray) -> None:
+        running = self.arrays.running[self.index(slots)]
+        if np.count_nonzero(running) < len(slots):
+            raise ResetNeeded(f"call reset() first: no running episode in slot(s) {slots[~running].tolist()}")
+
+    def _concluded(self, slots: np.ndarray, reasons: np.ndarray) -> Step:
+        """What slots get for what was written, when their turns are over for these reasons (-1: not over)."""
+        a, at = self.arrays, self.index(slots)
         over = reasons >= 0
         num_over = np.count_nonzero(over)
         if num_over == len(slots) > 0:
@@ -323,7 +359,7 @@ class Episodes:
         result = Step(
             rewards=np.zeros(len(slots)),
             terminated=np.zeros(len(slots), bool),
-            truncated=~over & (ends == self.context_length),
+            truncated=~over & (a.lengths[at] == self.context_length),
             infos={},
             info_slots=_NO_SLOTS,
             columns={},
@@ -380,6 +416,7 @@ class Episodes:
         answers = self.task.respond(
             a.states[at], self._turns(slots, reasons), self._dice(slots, RESPOND), slots
         )
+        a.states[at] = answers.states
         if np.count_nonzero(answers.done) == len(slots):
             return answers, np.zeros(len(slots), bool)
         next_lengths = answers.lengths + np.where(answers.replace, 0, a.lengths[slots])
@@ -390,7 +427,6 @@ class Episodes:
             turn = a.tokens[slot, a.turn_starts[slot] : a.lengths[slot]].tolist()
             a.history[slot] = (*a.history[slot], (int(a.dice[slot]), tuple(turn)))
             a.turns[slot] += 1
-            a.states[slot] = answers.states[i]
             if answers.replace[i]:
                 self._replace(slots[i : i + 1], answers.tokens[i : i + 1], answers.lengths[i : i + 1])
             else:
@@ -402,14 +438,13 @@ class Episodes:
         """Ends episodes from outside (a time limit)."""
         self.arrays.running[slots] = False
 
-    def _write(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    def _write(self, slots: np.ndarray, tokens: np.ndarray) -> None:
         a = self.arrays
         at = self.index(slots)
         places = a.lengths[at] + slots * self.context_length
         a.tokens.reshape(-1)[places] = tokens
         a.own.reshape(-1)[places] = 1
         a.lengths[at] += 1
-        return a.lengths[at]
 
     def _replace(self, slots: np.ndarray, tokens: np.ndarray, lengths: np.ndarray) -> None:
         a, at = self.arrays, self.index(slots)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lm_envs.episodes import EpisodeArrays, Episodes
+from lm_envs.episodes import STOP, EpisodeArrays, Episodes
 
 _COPIED = ("keys", "episodes", "origin", "dice", "running", "steps", "returns")
 
@@ -66,13 +66,22 @@ def replay(episodes: Episodes, state: Mapping[str, np.ndarray]) -> None:
         slots = np.flatnonzero(state["turns"] > number)
         a.dice[slots] = state["turn_dice"][first_turn[slots] + number]
         _write(episodes, slots, [earlier[turn] for turn in first_turn[slots] + number])
-        answers, truncated = episodes.answer(slots, episodes.finish_reasons(slots))
+        reasons = episodes.finish_reasons(slots)
+        reasons[reasons < 0] = STOP  # over without a word: a whole turn, see `Episodes.write_turns`
+        answers, truncated = episodes.answer(slots, reasons)
         if answers.done.any() or truncated.any():
             raise ValueError("the state cannot be replayed: the task now ends an episode that went on")
     current = _split(state["tokens"], state["lengths"])
     _write(episodes, begun, [current[slot] for slot in begun])
     for name in _COPIED:
         getattr(a, name)[:] = state[name]
+    # An episode that its task has ended is in the state that the last answer left.
+    last = begun[~a.running[begun]]
+    last = last[episodes.finish_reasons(last) >= 0]
+    if len(last):
+        answers, truncated = episodes.answer(last, episodes.finish_reasons(last))
+        if not (answers.done | truncated).all():
+            raise ValueError("the state cannot be replayed: the task now goes on with an episode that ended")
 
 
 def _split(tokens: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -48,11 +48,20 @@ class TextGenEnv(gymnasium.Env):
 
     `observation="text"`, a `lm_envs.spaces.UnicodeText`: the context, decoded without special tokens.
 
+    A task may offer observations of its own, such as a game's board, under other names.
+
     ## Action space
     `actions="token"`: `Discrete(V)`, a token id of the model's tokenizer.
 
     `actions="top_k"`: `Discrete(top_k)`, one of the language model's most likely next tokens. They are in
     `info["candidates"]`, `(top_k,)` int64, most likely first, at reset and after each step.
+
+    A task may offer choices of its own under other names: `Discrete(N)`, where an action writes a whole turn
+    in one step, a text that the task names. Its tokens are in the context as if they had been written one by
+    one. It ends with EOS, or with its stop string if it has one; for a model without EOS it just ends, with
+    `finish_reason` "stop". If the task allows some choices only, the mask is in `info["action_mask"]`,
+    `(N,)` int8, 1 for what is allowed, under the same key in a `Dict` observation, and in `action_masks()`;
+    `action_space.sample(mask=info["action_mask"])` draws from it. Other actions raise `InvalidAction`.
 
     ## Rewards
     The task's reward, one finite float paid on the token that ends a turn; 0 on all other tokens. Unless
@@ -87,8 +96,8 @@ class TextGenEnv(gymnasium.Env):
     | `stop`             | str or list of str | `()`             | end a turn; cut off the completion       |
     | `context_length`   | int or None        | `None`           | L, tokens; None: the model's             |
     | `truncate_prompts` | bool               | `False`          | long prompts lose tokens at the front    |
-    | `observation`      | str                | `"tokens"`       | "tokens", "embedding" or "text"          |
-    | `actions`          | str                | `"token"`        | "token" or "top_k"                       |
+    | `observation`      | str                | `"tokens"`       | "tokens", "embedding", "text", a task's  |
+    | `actions`          | str                | `"token"`        | "token", "top_k", a task's choices       |
     | `top_k`            | int                | `50`             | number of candidates for "top_k"         |
     | `chat`             | bool               | `False`          | prompts go through the chat template     |
     | `device`           | str                | `"auto"`         | torch device of the language model       |
@@ -164,6 +173,7 @@ class TextGenEnv(gymnasium.Env):
         """What every constructor ends with."""
         self._core = core
         self._slots = self._core.episodes.all_slots
+        self._may_write_on = core.turns is None and not core.view.uses_model
         self.observation_space = self._core.view.observation_space
         self.action_space = self._core.view.action_space
         self.render_mode = render_mode
@@ -178,6 +188,16 @@ class TextGenEnv(gymnasium.Env):
     def language_model(self) -> LanguageModel:
         """The frozen language model behind the environment; its weights are loaded when first needed."""
         return self._core.language_model
+
+    @property
+    def action_masks(self) -> Callable[[], np.ndarray]:
+        """Only where the task masks actions: a method that gives the mask, (N,) bool, as MaskablePPO asks it.
+
+        Raises:
+            AttributeError: no actions are masked, so that `hasattr` says so.
+        """
+        mask = self._core.mask
+        return lambda: mask()[0]
 
     @property
     def max_new_tokens(self) -> int:
@@ -201,7 +221,7 @@ class TextGenEnv(gymnasium.Env):
                 task).
 
         Returns:
-            The observation and the info (`candidates` for "top_k" actions).
+            The observation and the info (`candidates` for "top_k" actions, `action_mask` where a task masks).
 
         Raises:
             ValueError: unknown options, or a prompt that is no text, empty (for a model without BOS) or too
@@ -219,13 +239,13 @@ class TextGenEnv(gymnasium.Env):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Writes one token; see the class docstring. An error leaves the environment as it was.
+        """Writes one token, or one turn; see the class docstring. An error leaves the environment as it was.
 
         Args:
             action: int, numpy integer or 0-d integer array.
 
         Raises:
-            InvalidAction: anything else, or an integer out of range.
+            InvalidAction: anything else, an integer out of range, or a masked action.
             ResetNeeded: before the first reset, or after the episode's end.
             RewardError: the reward function failed.
             FloatingPointError: the language model gave NaN ("embedding" and "top_k" only).
@@ -234,12 +254,12 @@ class TextGenEnv(gymnasium.Env):
         if not episodes.arrays.running[0]:
             raise ResetNeeded("call reset() first: the episode is over, or none has begun")
         token = self._core.token(action)
-        if not self._core.view.uses_model and episodes.write_on(0, token):
+        if self._may_write_on and episodes.write_on(0, token):
             observation, info = self._look()
             self._renderer.show(0)
             return observation, 0.0, False, False, info
         with episodes.guarded():
-            result = episodes.step(np.array([token]))
+            result = self._core.step(np.array([token]))
             observation, info = self._look()
         columns = {key: values.item() for key, values in result.columns.items()}
         info = {**result.infos.get(0, columns), **info}
@@ -290,10 +310,8 @@ class TextGenEnv(gymnasium.Env):
         unpack_generator(self.np_random, state["np_random"])
 
     def _look(self) -> tuple[Any, dict[str, Any]]:
-        batch, candidates = self._core.view.look(self._slots)
-        info = {}
-        if candidates is not None:
-            self._core.candidates = candidates
-            info["candidates"] = candidates[0].copy()
+        batch, offers = self._core.view.look(self._slots)
+        self._core.offers = offers or {}
+        info = {key: values[0].copy() for key, values in self._core.offers.items()}
         observation = {key: value[0] for key, value in batch.items()} if isinstance(batch, dict) else batch[0]
         return observation, info

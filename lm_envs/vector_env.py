@@ -40,7 +40,7 @@ class TextGenVectorEnv(VectorEnv):
         model: as in `TextGenEnv`.
         autoreset_mode: `AutoresetMode.NEXT_STEP` (default), `SAME_STEP` or `DISABLED`, or their values as
             str.
-        max_episode_steps: tokens after which an episode is truncated, as by Gymnasium's `TimeLimit`; None: no
+        max_episode_steps: steps after which an episode is truncated, as by Gymnasium's `TimeLimit`; None: no
             limit.
         render_mode: None, "ansi" or "rgb_array"; frames come as a tuple, one per slot.
         settings: the other arguments of `TextGenEnv`.
@@ -104,6 +104,11 @@ class TextGenVectorEnv(VectorEnv):
         return self._core.language_model
 
     @property
+    def action_masks(self) -> Callable[[], np.ndarray]:
+        """Only where the task masks actions: a method that gives the masks, (B, N) bool; see `TextGenEnv`."""
+        return self._core.mask
+
+    @property
     def max_new_tokens(self) -> int:
         """Tokens that a turn may have."""
         return self._core.episodes.max_new_tokens
@@ -149,13 +154,13 @@ class TextGenVectorEnv(VectorEnv):
             episodes.begin(slots, checked)
             if (episodes.arrays.episodes < 0).any():
                 raise ValueError("options['reset_mask'] must select every slot in the first reset")
-            observation, candidates = self._core.view.look(episodes.all_slots)
+            observation, offers = self._core.view.look(episodes.all_slots)
         infos: dict[str, Any] = {}
-        self._propose(infos, candidates, slots)
+        self._offer(infos, offers, slots)
         return observation, infos
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Writes one token in every slot. An error leaves all slots as they were.
+        """Writes one token, or one turn, in every slot. An error leaves all slots as they were.
 
         Args:
             actions: (B,) integers. In NEXT_STEP mode the actions of slots that are being reset are not read.
@@ -173,11 +178,11 @@ class TextGenVectorEnv(VectorEnv):
         resets = np.zeros(self.num_envs, bool)
         if mode == AutoresetMode.NEXT_STEP:
             resets = ~episodes.arrays.running & (episodes.arrays.episodes >= 0)
-        tokens = self._core.tokens(actions, ~resets)
+        chosen = self._core.tokens(actions, ~resets)
         infos: dict[str, Any] = {}
         with episodes.guarded():
             stepped = episodes.select(episodes.all_slots, ~resets)
-            result = episodes.step(tokens if stepped is episodes.all_slots else tokens[stepped], stepped)
+            result = self._core.step(chosen if stepped is episodes.all_slots else chosen[stepped], stepped)
             rewards, terminated, truncated = self._spread(result, stepped)
             ended = episodes.select(episodes.all_slots, terminated | truncated)
             if self.max_episode_steps is not None:
@@ -189,9 +194,9 @@ class TextGenVectorEnv(VectorEnv):
                 self._finish(infos, ended, result)
             if len(again):
                 episodes.begin(again)
-            observation, candidates = self._core.view.look(episodes.all_slots)
+            observation, offers = self._core.view.look(episodes.all_slots)
         self._inform(infos, ended, result)
-        self._propose(infos, candidates, episodes.all_slots)
+        self._offer(infos, offers, episodes.all_slots)
         return observation, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[Any, ...]:
@@ -229,7 +234,7 @@ class TextGenVectorEnv(VectorEnv):
         episodes = self._core.episodes
         truncated = result.truncated
         if self.max_episode_steps is not None:
-            truncated = truncated | (episodes.arrays.steps[stepped] >= self.max_episode_steps)
+            truncated = truncated | (self._core.steps(stepped) >= self.max_episode_steps)
         if stepped is episodes.all_slots:
             return result.rewards, result.terminated, truncated
         spread = np.zeros(self.num_envs), np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
@@ -239,11 +244,10 @@ class TextGenVectorEnv(VectorEnv):
 
     def _finish(self, infos: dict[str, Any], ended: np.ndarray, result: Step) -> None:
         """Adds `final_obs` and `final_info` of slots that are reset in this step."""
-        observations, candidates = self._core.view.look(ended)
+        observations, offers = self._core.view.look(ended)
         for row, slot in enumerate(ended.tolist()):
             final_info = dict(result.infos.get(slot, {}))
-            if candidates is not None:
-                final_info["candidates"] = candidates[row]
+            final_info.update({key: values[row] for key, values in (offers or {}).items()})
             if isinstance(observations, dict):
                 final_obs: Any = {key: value[row] for key, value in observations.items()}
             else:
@@ -256,11 +260,12 @@ class TextGenVectorEnv(VectorEnv):
             for slot in sorted(result.infos.keys() - set(finished.tolist())):
                 self._add_info(infos, result.infos[slot], slot)
 
-    def _propose(self, infos: dict[str, Any], candidates: np.ndarray | None, slots: np.ndarray) -> None:
-        """Makes the candidates of all slots the current ones, and adds those of `slots` to the infos."""
-        if candidates is None:
+    def _offer(self, infos: dict[str, Any], offers: dict[str, np.ndarray] | None, slots: np.ndarray) -> None:
+        """Makes the offers of all slots the current ones, and adds those of `slots` to the infos."""
+        if not offers:
             return
-        self._core.candidates = candidates
-        infos["candidates"] = np.zeros_like(candidates)
-        infos["candidates"][slots] = candidates[slots]
-        infos["_candidates"] = np.isin(self._core.episodes.all_slots, slots)
+        self._core.offers = offers
+        for key, values in offers.items():
+            infos[key] = np.zeros_like(values)
+            infos[key][slots] = values[slots]
+            infos[f"_{key}"] = np.isin(self._core.episodes.all_slots, slots)

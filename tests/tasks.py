@@ -1,12 +1,13 @@
-"""Two small multi-turn tasks: one appends its replies to the context, one replaces the context."""
+"""Small multi-turn tasks: one appends to the context, one replaces it, one has actions and views of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from gymnasium import spaces
 
 from lm_envs.tasks import Append, Completion, Feedback, Replace
 
@@ -81,3 +82,69 @@ class Board:
         return Feedback(
             text, False, BoardState(board, counter), {"reward_parts": {"text": text}}, Replace(board)
         )
+
+
+@dataclass(frozen=True)
+class WalkState:
+    prompt: str
+    place: int
+    apples: tuple[int, ...]
+    moves: int
+
+
+class Walk:
+    """A walk along five places; some hold an apple, which pays 1. It ends after four moves, or with "sleep".
+
+    A turn is a word: "left", "right", or "sleep", which pays 0.25; others pay -1 and do nothing. The mask
+    allows no way out of the map, and no sleep where there is an apple. Apples grow at random.
+    """
+
+    MOVES, PLACES = (" left", " right", " sleep"), 5
+    choices: ClassVar = {"move": MOVES, "free": MOVES}
+    views: ClassVar = {
+        "map": spaces.Box(0, 2, (PLACES, 2), np.int8),
+        "place": spaces.Discrete(PLACES),
+        "vector": spaces.Box(0, 1, (PLACES,), np.float32),
+    }
+
+    def start(self, rng: np.random.Generator, options: Mapping[str, Any]) -> WalkState:
+        place = options.get("task_index", int(rng.integers(self.PLACES)))
+        return self._at(place, tuple(rng.integers(0, 2, self.PLACES).tolist()), 4)
+
+    def respond(
+        self,
+        states: Sequence[WalkState],
+        completions: Sequence[Completion],
+        rngs: Sequence[np.random.Generator],
+    ) -> list[Feedback]:
+        return [self._answer(*each) for each in zip(states, completions, rngs, strict=True)]
+
+    def allowed(self, states: Sequence[WalkState], mode: str) -> np.ndarray:
+        if mode == "free":
+            return np.ones((len(states), len(self.MOVES)), bool)
+        rows = [(s.place > 0, s.place < self.PLACES - 1, not s.apples[s.place]) for s in states]
+        return np.array(rows, bool).reshape(len(states), len(self.MOVES))
+
+    def view(self, states: Sequence[WalkState], mode: str) -> np.ndarray:
+        if mode == "place":
+            return np.array([state.place for state in states], np.int64)
+        maps = np.zeros((len(states), self.PLACES, 2), np.int8)
+        maps[:, :, 0] = [state.apples for state in states]
+        maps[np.arange(len(states)), [state.place for state in states], 1] = 1
+        return maps if mode == "map" else maps[:, :, 1].astype(np.float32)
+
+    def _at(self, place: int, apples: tuple[int, ...], moves: int) -> WalkState:
+        return WalkState(f"at {place} of {''.join(map(str, apples))}:", place, apples, moves)
+
+    def _answer(self, state: WalkState, completion: Completion, rng: np.random.Generator) -> Feedback:
+        word, place = completion.text.strip(), state.place
+        if word == "sleep":
+            return Feedback(0.25, True, self._at(place, state.apples, 0), {"finish_reason": "task"})
+        step = {"left": -1, "right": 1}.get(word, 0)
+        place = min(max(place + step, 0), self.PLACES - 1)
+        reward = float(state.apples[place]) if step else -1.0
+        apples = [*state.apples]
+        apples[place] = 0
+        apples[rng.integers(self.PLACES)] = 1
+        following = self._at(place, tuple(apples), state.moves - 1)
+        return Feedback(reward, following.moves == 0, following, context=Append(f" {following.prompt}"))

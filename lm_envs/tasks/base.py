@@ -58,7 +58,7 @@ class Feedback:
     Attributes:
         reward: finite float, paid on the token that ended the turn.
         done: True ends the episode (`terminated`).
-        state: the state after this turn; None keeps the state as it was.
+        state: the state after this turn, also if it was the last; None keeps the state as it was.
         info: merged into the step's info, e.g. `{"reward_parts": {"sentiment": 0.4}}`. A task that ends an
             episode for a reason of its own (the game is won) may put `{"finish_reason": "task"}` here; the
             other keys that the environment writes are refused.
@@ -87,6 +87,21 @@ class Task(Protocol):
     A task that draws from a fixed list may offer it as an attribute `prompts`: the environment then checks,
     when it is built, that every one of them leaves room for `max_new_tokens`. A state may carry an attribute
     `index`, the number of its prompt in that list, for error messages to name.
+
+    A task may offer discrete actions and observations of its own, by any of these optional attributes. What
+    they say depends on the states given alone, those of finished episodes among them.
+
+    choices: Mapping[str, Sequence[str]]
+        Action modes: name -> N different completions. With `actions=name` the action space is `Discrete(N)`,
+        and action i writes completion i as one whole turn.
+    allowed(states, mode) -> np.ndarray
+        Which of a mode's choices n states allow, (n, N) bool, at least one in each running episode. An
+        environment refuses the others, and shows the mask. Without it, all are always allowed.
+    views: Mapping[str, gymnasium.Space]
+        Observation modes: name -> space of one observation, one with a shape. With `observation=name`, the
+        environment shows `view` instead of text.
+    view(states, mode) -> np.ndarray
+        What n states look like, (n, *shape) in the space's dtype.
     """
 
     def start(self, rng: np.random.Generator, options: Mapping[str, Any]) -> TaskState:

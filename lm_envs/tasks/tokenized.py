@@ -63,6 +63,48 @@ class TokenizedTask:
         for index, prompt in enumerate(getattr(task, "prompts", None) or ()):
             self._encode_first(prompt, f"prompts[{index}]")
 
+    def turn(self, text: str) -> list[int]:
+        """The token ids of a text as one whole turn, for `Episodes.write_turns`.
+
+        They end where the turn would if they were written one by one: with the token that completes a stop
+        string, and after `max_new_tokens`. A text that ends before that gets an EOS, if the model has one.
+
+        Raises:
+            ValueError: the tokenizer cannot encode the text.
+        """
+        ids = self._language_model.encode(text)[: self._max_new_tokens]
+        for end in range(1, len(ids) + 1) if self.stop else ():
+            if self._ends_in_stop(np.array(ids[:end])):
+                return ids[:end]
+        eos = self._language_model.eos_token_id
+        return ids if eos is None or len(ids) == self._max_new_tokens else [*ids, eos]
+
+    def choices(self, mode: str) -> list[list[int]]:
+        """The turns that the actions of one of the task's action modes write.
+
+        Raises:
+            ValueError: a choice that no turn can hold; names it.
+        """
+        turns = []
+        for i, text in enumerate(self.task.choices[mode]):  # type: ignore[attr-defined]
+            name = f"choices[{mode!r}][{i}] = {text!r}"
+            try:
+                ids, turn = self._language_model.encode(text), self.turn(text)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            stops = bool(self.stop) and self._holds_stop(np.array(turn))
+            if len(turn) < len(ids) and stops:
+                raise ValueError(f"{name} goes on behind one of the stop strings {self.stop}")
+            if len(ids) + (not stops) > self._max_new_tokens:
+                raise ValueError(
+                    f"{name} needs max_new_tokens >= {len(ids) + (not stops)}, its end included, "
+                    f"got {self._max_new_tokens}"
+                )
+            if (read := self._language_model.decode(ids)).strip() != text.strip():
+                raise ValueError(f"{name} is {read!r} in the tokens of {self._language_model.name!r}")
+            turns.append(turn)
+        return turns
+
     def start(self, dice: np.ndarray, options: np.ndarray | None, slots: np.ndarray) -> Opening:
         """Begins n episodes; see `TokenTask`."""
         states = np.empty(len(slots), dtype=object)
@@ -114,7 +156,8 @@ class TokenizedTask:
             ids = row[start:end].tolist()
             text = self._language_model.decode(ids)
             if reason == STOP:
-                text = text[: min(at for at in (text.find(stop) for stop in self.stop) if at >= 0)]
+                found = [at for at in map(text.find, self.stop) if at >= 0]
+                text = text[: min(found, default=len(text))]  # a whole turn may stop without a stop string
             context = tuple(row[:start].tolist())
             completions.append(Completion(text, tuple(ids), context, FINISH_REASONS[reason], int(slot)))
         return completions
