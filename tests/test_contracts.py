@@ -1,11 +1,12 @@
-"""What every environment promises, played over whole episodes: all registered ids, two multi-turn tasks and a
-toy with its dials turned.
+"""What every environment promises, played over whole episodes: all registered ids, a toy with its dials
+turned, and multi-turn tasks, one of them with actions, a mask and observations of its own.
 
 An id that cannot be built fails here; none is skipped.
 """
 
 from __future__ import annotations
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -19,12 +20,12 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
-from tasks import Board, Dialogue
+from tasks import Board, Dialogue, Walk, legal
 
 import lm_envs
 from lm_envs.registration import ENVIRONMENTS
 
-CASES = [*ENVIRONMENTS, "append", "replace", "dials"]
+CASES = [*ENVIRONMENTS, "append", "replace", "choices", "dials"]
 DIALS = {"reward_timing": "delayed", "reward_noise": 0.5, "slip": 0.3, "info_text": True}
 TOYS = ["dials", *(env_id for env_id in ENVIRONMENTS if "Toy" in env_id)]
 TEXT_CASES = [case for case in CASES if case not in TOYS]
@@ -32,6 +33,7 @@ AUTORESET_MODES = list(AutoresetMode)
 OBSERVATIONS = [
     *((case, observation) for case in TEXT_CASES for observation in ("tokens", "embedding", "text")),
     *((case, observation) for case in TOYS for observation in ("tokens", "index", "onehot", "last_k")),
+    *(("choices", observation) for observation in Walk.views),
 ]
 
 
@@ -42,13 +44,23 @@ def case(request: pytest.FixtureRequest, tiny_gpt2: str) -> tuple[str, dict[str,
         return request.param, arguments(request.param)
     if request.param == "dials":
         return "TextGen-ToyBrackets-v0", DIALS
+    if request.param == "choices":
+        walk = {"task": Walk(), "actions": "move", "max_new_tokens": 10, "context_length": 50}
+        return "TextGen-v0", {**walk, "model": tiny_gpt2}
     task = {"append": Dialogue, "replace": Board}[request.param]()
     return "TextGen-v0", {"task": task, "model": tiny_gpt2, "max_new_tokens": 5}
 
 
 def arguments(env_id: str) -> dict[str, Any]:
-    """What makes episodes short; those of toys are."""
-    return {} if env_id in TOYS else {"max_new_tokens": 8}
+    """What makes episodes short; those of toys are, and choices have a length of their own."""
+    is_short = env_id in TOYS or "actions" in ENVIRONMENTS[env_id][2]
+    return {} if is_short else {"max_new_tokens": 8}
+
+
+def draw(rng: np.random.Generator, num_actions: int, info: dict[str, Any]) -> int:
+    """A random action, one that is allowed."""
+    mask = info.get("action_mask", np.ones(num_actions))
+    return int(rng.choice(np.flatnonzero(mask)))
 
 
 def play(env: gymnasium.Env, episodes: int, seed: int) -> list[Any]:
@@ -59,28 +71,42 @@ def play(env: gymnasium.Env, episodes: int, seed: int) -> list[Any]:
         log.append(env.reset(seed=seed if episode == 0 else None))
         over = False
         while not over:
-            log.append(env.step(int(rng.integers(env.action_space.n))))
+            log.append(env.step(draw(rng, env.action_space.n, log[-1][-1])))
             over = log[-1][2] or log[-1][3]
     return log
 
 
 def test_gymnasium_check_env(case: tuple[str, dict[str, Any]]) -> None:
-    check_env(gymnasium.make(case[0], **case[1]).unwrapped, skip_render_check=True)
+    check_env(legal(gymnasium.make(case[0], **case[1]).unwrapped), skip_render_check=True)
 
 
 @pytest.mark.parametrize("render_mode", ["ansi", "human", "rgb_array"])
 def test_gymnasium_check_env_with_rendering(case: tuple[str, dict[str, Any]], render_mode: str) -> None:
-    check_env(gymnasium.make(case[0], render_mode=render_mode, **case[1]).unwrapped, skip_render_check=True)
+    env = gymnasium.make(case[0], render_mode=render_mode, **case[1]).unwrapped
+    check_env(legal(env), skip_render_check=True)
 
 
 def test_sb3_check_env(case: tuple[str, dict[str, Any]]) -> None:
-    sb3_check_env(gymnasium.make(case[0], **case[1]))
+    sb3_check_env(legal(gymnasium.make(case[0], **case[1])))
 
 
 @pytest.mark.parametrize("case", TEXT_CASES, indirect=True)
 def test_sb3_check_env_with_embeddings_and_candidates(case: tuple[str, dict[str, Any]]) -> None:
-    env = gymnasium.make(case[0], observation="embedding", actions="top_k", top_k=4, **case[1])
+    env = gymnasium.make(case[0], **{**case[1], "observation": "embedding", "actions": "top_k", "top_k": 4})
     sb3_check_env(env, warn=False)
+
+
+@pytest.mark.parametrize("case", TEXT_CASES, indirect=True)
+def test_every_mode_of_the_task(case: tuple[str, dict[str, Any]]) -> None:
+    """Whatever the id's defaults: "token" actions, and all that its task offers, over whole episodes."""
+    task = gymnasium.make(case[0], **case[1]).unwrapped.task
+    for actions in ("token", *(getattr(task, "choices", None) or ())):
+        for observation in getattr(task, "views", None) or {"tokens": None}:
+            kwargs = {**case[1], "observation": observation, "actions": actions}
+            env = gymnasium.make(case[0], **kwargs)
+            log = play(env, 2, 4)
+            assert all(env.observation_space.contains(entry[0]) for entry in log)
+            assert data_equivalence(log, play(gymnasium.make(case[0], **kwargs), 2, 4))
 
 
 @pytest.mark.parametrize(("case", "observation"), OBSERVATIONS, indirect=["case"])
@@ -89,7 +115,7 @@ def test_whole_episodes(case: tuple[str, dict[str, Any]], observation: str) -> N
     env_id, kwargs = case
     logs = []
     for seed in (1, 1, 2):
-        env = gymnasium.make(env_id, observation=observation, **kwargs)
+        env = gymnasium.make(env_id, **{**kwargs, "observation": observation})
         logs.append(play(env, 4, seed))
         assert all(env.observation_space.contains(entry[0]) for entry in logs[-1])
     assert data_equivalence(logs[0], logs[1])
@@ -107,13 +133,14 @@ def test_whole_episodes(case: tuple[str, dict[str, Any]], observation: str) -> N
 
 
 def test_observations_are_fresh_arrays(case: tuple[str, dict[str, Any]]) -> None:
-    env = gymnasium.make(case[0], **case[1]).unwrapped
+    env = legal(gymnasium.make(case[0], **case[1]).unwrapped)
     first, _ = env.reset(seed=0)
-    kept = {key: value.copy() for key, value in first.items()}
+    kept = copy.deepcopy(first)
     second = env.step(1)[0]
     assert data_equivalence(first, kept)
-    for value in second.values():
+    for value in second.values() if isinstance(second, dict) else [second]:
         value[:] = 1
+    env.reset(seed=0)
     assert not data_equivalence(env.step(1)[0], second)
 
 
@@ -139,14 +166,15 @@ def test_vector_environment_equals_single_environments(
     for slot, env in enumerate(singles):
         assert data_equivalence(row(observation, slot), env.reset(seed=9 + slot)[0])
     over = np.zeros(num_envs, bool)
-    rng = np.random.default_rng(0)
+    rng, num_actions = np.random.default_rng(0), int(vector.single_action_space.n)
     for _ in range(steps):
         if mode == AutoresetMode.DISABLED and over.any():
             observation, _ = vector.reset(options={"reset_mask": over})
             for slot in np.flatnonzero(over):
                 assert data_equivalence(row(observation, slot), singles[slot].reset()[0])
             over[:] = False
-        actions = rng.integers(vector.single_action_space.n, size=num_envs)
+        masks = vector.action_masks() if hasattr(vector, "action_masks") else np.ones((num_envs, num_actions))
+        actions = np.array([rng.choice(np.flatnonzero(mask)) for mask in masks])
         observation, rewards, terminated, truncated, infos = vector.step(actions)
         for slot, env in enumerate(singles):
             if over[slot] and mode == AutoresetMode.NEXT_STEP:
@@ -163,8 +191,10 @@ def test_vector_environment_equals_single_environments(
         over = terminated | truncated
 
 
-def row(observation: dict[str, np.ndarray], slot: int) -> dict[str, np.ndarray]:
-    return {key: value[slot] for key, value in observation.items()}
+def row(observation: Any, slot: int) -> Any:
+    if isinstance(observation, dict):
+        return {key: value[slot] for key, value in observation.items()}
+    return observation[slot]
 
 
 def make_factory(env_id: str, kwargs: dict[str, Any]) -> Callable[[], gymnasium.Env]:
@@ -178,10 +208,11 @@ def check_async(env_id: str, kwargs: dict[str, Any]) -> None:
     try:
         vector = gymnasium.make_vec(env_id, 2, **kwargs)
         assert data_equivalence(workers.reset(seed=3), vector.reset(seed=3))
-        rng = np.random.default_rng(0)
-        # Steps 1 to 3 end no episode: after one, AsyncVectorEnv without shared memory is not comparable.
+        rng, num_actions = np.random.default_rng(0), int(vector.single_action_space.n)
+        # Few steps, which end no episode: after one, AsyncVectorEnv without shared memory is not comparable.
         for _ in range(3):
-            actions = rng.integers(vector.single_action_space.n, size=2)
+            masks = vector.action_masks() if hasattr(vector, "action_masks") else np.ones((2, num_actions))
+            actions = np.array([rng.choice(np.flatnonzero(mask)) for mask in masks])
             assert data_equivalence(workers.step(actions), vector.step(actions))
     finally:
         workers.close()

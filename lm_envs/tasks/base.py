@@ -102,6 +102,8 @@ class Task(Protocol):
         environment shows `view` instead of text.
     view(states, mode) -> np.ndarray
         What n states look like, (n, *shape) in the space's dtype.
+    frame(state) -> np.ndarray
+        A state as a picture, (height, width, 3) uint8, for "rgb_array"; otherwise the text is drawn.
     """
 
     def start(self, rng: np.random.Generator, options: Mapping[str, Any]) -> TaskState:

@@ -73,9 +73,10 @@ class TokenizedTask:
             ValueError: the tokenizer cannot encode the text.
         """
         ids = self._language_model.encode(text)[: self._max_new_tokens]
-        for end in range(1, len(ids) + 1) if self.stop else ():
-            if self._ends_in_stop(np.array(ids[:end])):
-                return ids[:end]
+        if self.stop and self._holds_stop(np.array(ids)):
+            for end in range(1, len(ids) + 1):
+                if self._ends_in_stop(np.array(ids[:end])):
+                    return ids[:end]
         eos = self._language_model.eos_token_id
         return ids if eos is None or len(ids) == self._max_new_tokens else [*ids, eos]
 
