@@ -120,21 +120,22 @@ class ToyEnv(TextGenEnv):
         core, task = self._core, self.task
         a = core.episodes.arrays
         is_last = a.lengths.item(0) + 1 == core.episodes.context_length
-        if not is_last or not a.running[0] or task.verdicts is None:
+        if not is_last or not a.running[0] or not task.is_plain or task.verdicts is None:
             return super().step(action)
         token = core.token(action)
-        rewards, successes = task.verdicts
+        scores, successes = task.verdicts
         text = task.states.text_number([*a.tokens[0].tolist()[:-1], token])
-        core.episodes.write_last(0, token, rewards[text])
+        reward = scores.item(text)
+        core.episodes.write_last(0, token, reward)
         self._renderer.show(0)
         info = {
             "finish_reason": "length",
             "prompt_tokens": task.rule.prompt_length,
             "completion_tokens": task.rule.length,
             "turns": 1,
-            "success": successes[text],
+            "success": successes.item(text),
         }
-        return self._look()[0], rewards[text], True, False, info
+        return self._look()[0], reward, True, False, info
 
     def _look(self) -> tuple[Any, dict[str, Any]]:
         return self.view.look_at_first(), {}

@@ -96,12 +96,13 @@ class Tables:
             return table
         return (1 - self.slip) * table + self.slip * table.mean(axis=1, keepdims=True)
 
-    def action_values(self, t: int, values: np.ndarray, gamma: float) -> np.ndarray:
-        """Q of layer t from the values (n,) of the next layer, (m, V)."""
-        worth = self.token_rewards[self.layers[t]]
+    def fill_action_values(self, q: np.ndarray, t: int, values: np.ndarray, gamma: float) -> None:
+        """Writes Q of layer t, from the values (n,) of the next layer, into q (m, V)."""
+        q[:] = self.token_rewards[self.layers[t]]
         if t + 1 < self.length:
-            worth = worth + gamma * values[self.layers[t + 1]].reshape(worth.shape)
-        return self.slipped(worth)
+            q += gamma * values[self.layers[t + 1]].reshape(q.shape)
+        if self.slip:
+            q[:] = self.slipped(q)
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,24 @@ class Solution:
     kl_coef: float
     values: np.ndarray  # (n,)
     q_values: np.ndarray  # (n, V)
-    policy: np.ndarray  # (n, V); without KL the first of the best tokens has probability 1
     optimal_return: float  # the optimal objective, over the uniformly drawn prompts
 
     @property
     def num_states(self) -> int:
         """n, the end state included."""
         return len(self.values)
+
+    @cached_property
+    def policy(self) -> np.ndarray:
+        """An optimal policy, (n, V); without KL the first of the best tokens has probability 1."""
+        if self.kl_coef:
+            policy = self.tables.reference * np.exp((self.q_values - self.values[:, None]) / self.kl_coef)
+            policy /= policy.sum(axis=1, keepdims=True)
+            return policy
+        policy = np.zeros_like(self.q_values)
+        np.put_along_axis(policy, self.q_values.argmax(axis=1)[:, None], 1.0, axis=1)
+        policy[-1] = 1 / policy.shape[1]
+        return policy
 
     def evaluate(self, policy: Policy) -> Evaluation:
         """Exact policy evaluation.
@@ -136,29 +148,31 @@ class Solution:
         """
         policy = policy_array(policy, self.tables.view)
         tables, states = self.tables, self.tables.states
-        with np.errstate(divide="ignore", invalid="ignore"):
-            log_ratio = np.where(policy > 0, np.log(policy / tables.reference), 0.0)
-        values, q_values = np.zeros(self.num_states), np.zeros_like(policy)
+        never = policy == 0
+        log_ratio = policy / tables.reference
+        log_ratio[never] = 1.0
+        np.log(log_ratio, out=log_ratio)
+        values, q_values = np.zeros(self.num_states), np.zeros(policy.shape)
         for t in reversed(range(tables.length)):
             layer = tables.layers[t]
-            q_values[layer] = tables.action_values(t, values, self.gamma)
+            tables.fill_action_values(q_values[layer], t, values, self.gamma)
             worth = q_values[layer] - self.kl_coef * log_ratio[layer] if self.kl_coef else q_values[layer]
-            values[layer] = (policy[layer] * worth).sum(axis=1)
+            values[layer] = np.einsum("sa,sa->s", policy[layer], worth)
         visits, expected_return, kl = np.zeros(self.num_states), 0.0, 0.0
         visits[tables.layers[0]] = 1 / states.num_prompts
         for t, layer in enumerate(tables.layers):
-            weight = self.gamma**t * visits[layer][:, None] * policy[layer]
-            expected_return += float((weight * tables.slipped(tables.token_rewards[layer])).sum())
-            kl += float((weight * log_ratio[layer]).sum())
+            discounted = self.gamma**t * visits[layer]
+            rewards = tables.slipped(tables.token_rewards[layer])
+            expected_return += float(discounted @ np.einsum("sa,sa->s", policy[layer], rewards))
+            kl += float(discounted @ np.einsum("sa,sa->s", policy[layer], log_ratio[layer]))
             if t + 1 < tables.length:
                 written = tables.slipped(policy[layer])
                 visits[tables.layers[t + 1]] = (visits[layer][:, None] * written).reshape(-1)
         visits[-1] = 1.0
         advantages = q_values - values[:, None]
         if self.kl_coef:
-            with np.errstate(divide="ignore"):
-                penalty = self.kl_coef * (np.log(policy) - np.log(tables.reference))
-            advantages = advantages - penalty
+            advantages -= self.kl_coef * log_ratio
+            advantages[never] = np.inf
         advantages[-1] = 0.0
         return Evaluation(
             policy,
@@ -174,7 +188,7 @@ class Solution:
     @cached_property
     def uniform_return(self) -> float:
         """The objective of uniformly random tokens."""
-        return self.evaluate(np.full_like(self.policy, 1 / self.policy.shape[1])).objective
+        return self.evaluate(np.full_like(self.q_values, 1 / self.q_values.shape[1])).objective
 
     def regret(self, policy: Policy) -> float:
         """`(V* - V_policy) / (V* - V_uniform)`: 0 for an optimal policy, 1 for a uniformly random one."""
@@ -248,24 +262,18 @@ def is_solvable(task: ToyTask) -> bool:
 
 
 def backward_induction(tables: Tables, gamma: float, kl_coef: float) -> Solution:
-    """Values and policy of all states, from the longest texts to the prompts."""
-    values, q_values = np.zeros(len(tables.token_rewards)), np.zeros_like(tables.token_rewards)
-    policy = np.zeros_like(q_values)
+    """Values of all states, from the longest texts to the prompts."""
+    values, q_values = np.zeros(len(tables.token_rewards)), np.zeros(tables.token_rewards.shape)
     for t in reversed(range(tables.length)):
         layer = tables.layers[t]
-        q = q_values[layer] = tables.action_values(t, values, gamma)
+        q = q_values[layer]
+        tables.fill_action_values(q, t, values, gamma)
+        values[layer] = best = q.max(axis=1)
         if kl_coef:
-            best = q.max(axis=1, keepdims=True)
-            weights = tables.reference[layer] * np.exp((q - best) / kl_coef)
-            total = weights.sum(axis=1, keepdims=True)
-            policy[layer] = weights / total
-            values[layer] = (best + kl_coef * np.log(total))[:, 0]
-        else:
-            np.put_along_axis(policy[layer], q.argmax(axis=1)[:, None], 1.0, axis=1)
-            values[layer] = q.max(axis=1)
-    policy[-1] = 1 / policy.shape[1]
-    optimal_return = float(values[tables.layers[0]].mean())
-    return Solution(tables, gamma, kl_coef, values, q_values, policy, optimal_return)
+            weights = np.exp((q - best[:, None]) / kl_coef)
+            weights *= tables.reference[layer]
+            values[layer] += kl_coef * np.log(weights.sum(axis=1))
+    return Solution(tables, gamma, kl_coef, values, q_values, float(values[tables.layers[0]].mean()))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

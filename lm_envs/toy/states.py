@@ -8,6 +8,7 @@ the last one: nothing is left to decide there.
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ class StateSpace:
         """
         states = np.arange(start, stop)
         texts = self.vocab_size**layer
-        completions = np.zeros((len(states), self.length), np.int16)
+        completions = np.zeros((len(states), self.length), np.int16, order="F")
         completions[:, :layer] = digits(states % texts, self.vocab_size, layer)
         return self.prompts(states // texts), completions
 
@@ -94,8 +95,18 @@ class StateSpace:
         offsets = np.array([*self.offsets, self.end])
         return np.where(written < self.length, result, 0) + offsets[written]
 
+    @cached_property
+    def _place_values(self) -> np.ndarray:
+        values = [self.vocab_size**at for at in range(self.length)]
+        values += [self.vocab_size**self.length * self.prompt_base**at for at in range(self.prompt_length)]
+        return np.array(values[::-1], np.float64)
+
+    def text_numbers(self, tokens: np.ndarray) -> np.ndarray:
+        """Which of all whole texts, fewer than 2^53, these contexts (n, L) are, (n,) int64."""
+        return (tokens.astype(np.float64) @ self._place_values).astype(np.int64)  # integers, so exact
+
     def text_number(self, context: list[int]) -> int:
-        """Which of all whole texts this context of L tokens is."""
+        """Which of all whole texts this one context of L tokens is."""
         number = 0
         for token in context[: self.prompt_length]:
             number = number * self.prompt_base + token
@@ -108,9 +119,9 @@ def digits(numbers: np.ndarray, base: int, count: int) -> np.ndarray:
     """`count` digits of each number (or Python integer, dtype object), the most significant one first.
 
     Returns:
-        (n, count) int16.
+        (n, count) int16, in column-major order.
     """
-    result = np.empty((len(numbers), count), np.int16)
+    result = np.empty((len(numbers), count), np.int16, order="F")
     for at in reversed(range(count)):
         rest = numbers // base
         result[:, at] = numbers - rest * base

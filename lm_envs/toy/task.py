@@ -16,7 +16,7 @@ from lm_envs.toy.states import StateSpace, digits
 REWARD_TIMINGS = ("end", "delayed", "dense", "shaped")
 _BLOCK_BITS = 40  # of a 64-bit hash that a prompt's tokens may use: what is left over makes them uniform
 _FEW_PROMPTS = 4096  # so many are kept as a table
-_FEW_TEXTS = 2**17  # so many are scored at once, for the single environment
+_FEW_TEXTS = 2**17  # so many are scored once and for all
 
 
 class Dials(NamedTuple):
@@ -69,7 +69,9 @@ class ToyTask:
             self.written = self._written
         self._finish_reasons = np.empty(0, object)  # always the same one; copying is faster than filling
         size = self.states.num_prompts
-        self._prompts = self.states.prompts(np.arange(size)) if size <= _FEW_PROMPTS else None
+        self._prompts = None
+        if size <= _FEW_PROMPTS:
+            self._prompts = np.ascontiguousarray(self.states.prompts(np.arange(size)))
         self._per_block = max(1, int(_BLOCK_BITS / np.log2(max(rule.prompt_base, 2))))
 
     @property
@@ -94,12 +96,17 @@ class ToyTask:
         """Scores n whole texts and ends their episodes; see `TokenTask`."""
         n, first = len(states), self.rule.prompt_length
         prompts, completions = turns.tokens[:, :first], turns.tokens[:, first:]
-        scores = self.rule.score(prompts, completions)
+        if self.verdicts is None:
+            scores = self.rule.score(prompts, completions)
+            successes = self.rule.success(prompts, completions, scores)
+        else:
+            texts = self.states.text_numbers(turns.tokens)
+            scores, successes = (verdict.take(texts) for verdict in self.verdicts)
         rewards = scores
         if self.pay is not None:
             rewards = self.rewards(prompts, completions, np.full(n, self.rule.length))
         infos = self._info(turns, n)
-        infos["success"] = self.rule.success(prompts, completions, scores)
+        infos["success"] = successes
         none = np.zeros(n, np.int64)
         done = np.ones(n, bool)
         return Answers(self._noisy(rewards, dice), done, states, none[:, None][:, :0], none, ~done, infos)
@@ -109,19 +116,22 @@ class ToyTask:
         return np.zeros(len(tokens), bool)
 
     @cached_property
-    def verdicts(self) -> tuple[list[float], list[bool]] | None:
-        """Rewards and successes of all whole texts in the order of `StateSpace`, where a table can hold them.
+    def verdicts(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Scores (float64) and successes (bool) of all whole texts in the order of `StateSpace`.
 
-        None if there are too many, if rewards are not simply scores, or if infos hold text.
+        None if there are too many for a table.
         """
         size = self.states.num_prompts * self.rule.vocab_size**self.rule.length
-        if size > _FEW_TEXTS or self.pay is not None or self.written is not None:
-            return None
-        if self.is_random or self.info_text:
+        if size > _FEW_TEXTS:
             return None
         prompts, completions = self.states.contexts(self.rule.length, 0, size)
         scores = self.rule.score(prompts, completions)
-        return scores.tolist(), self.rule.success(prompts, completions, scores).tolist()
+        return scores, self.rule.success(prompts, completions, scores)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the last token is written as chosen and paid its text's score, and infos hold no text."""
+        return self.pay is None and self.written is None and not self.is_random and not self.info_text
 
     def describe(self, states: np.ndarray, turns: Turns) -> list[dict[str, Any]]:
         """Nothing: the window holds the whole turn, so none is cut short by it."""
