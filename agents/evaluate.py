@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents import report
-from agents.metrics import story_auditor
+from agents.metrics import N_GRAM_METRICS, story_auditor
 from agents.options import parse_env_kwargs
 from agents.play import Episode, Sampling, play
 from lm_envs.language_model import LanguageModel
@@ -35,13 +35,21 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Evaluates the model and the reference on the same prompts and prints both."""
-        before, after = (self.play(name) for name in (self.reference, self.model))
+        before = self.play(self.reference)
+        after = before if self.model == self.reference else self.play(self.model)
         auditor = story_auditor() if self.env == "TextGen-v0" else None
         columns = {"reference": report.summarize(before, auditor), "model": report.summarize(after, auditor)}
+        if not report.has_prose([*before, *after]):
+            for summary in columns.values():
+                for name in N_GRAM_METRICS:
+                    del summary[name]
         differences = report.paired_differences(before, after)
         console = report.console()
-        console.print(report.summary_table(f"{self.env}, {self.episodes} prompts", columns))
-        console.print(report.summary_table("model - reference, same prompts", {"difference": differences}))
+        shown = columns if after is not before else {"model": columns["model"]}
+        console.print(report.summary_table(f"{self.env}, {self.episodes} prompts", shown))
+        if after is not before:
+            title = "model - reference, same prompts"
+            console.print(report.summary_table(title, {"difference": differences}))
         console.print(report.sample_table(before, after, self.samples))
         if self.out is not None:
             episodes = {"reference": before, "model": after}

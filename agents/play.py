@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from lm_envs.decoding import Decoder
+from lm_envs.language_model import LanguageModel
 from lm_envs.sampling import filter_logits, sample
 from lm_envs.sb3 import make_vec_env
 
@@ -44,6 +46,10 @@ class Episode:
     """One finished episode: texts, what it was paid, and how far its tokens are from the reference's.
 
     Attributes:
+        prompt: what the episode began with.
+        completion: what the agent wrote; of several turns, one a line.
+        turns: what the agent read since its last turn, and then wrote, turn by turn.
+        reward_parts: summed over the turns.
         kl: sum over the agent's tokens of log pi - log reference, in nats; its mean over episodes estimates
             the KL divergence. pi is the model at temperature 1, whatever the sampling was.
     """
@@ -55,6 +61,7 @@ class Episode:
     tokens: int
     finish_reason: str
     reward_parts: Mapping[str, float] = field(default_factory=dict)
+    turns: Sequence[tuple[str, str]] = ()
 
 
 def play(
@@ -90,6 +97,7 @@ def play(
     episodes: dict[int, Episode] = {}
     kl = np.zeros(slots)
     observation: Any = env.reset()
+    transcripts = Transcripts(env.get_attr("language_model")[0], observation)
     with tqdm(total=slots, desc=progress, disable=progress is None, leave=False) as bar:
         while len(episodes) < slots:
             lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)
@@ -101,25 +109,80 @@ def play(
             actions, _ = sampling.draw(logits, generator, action_mask)
             kl += log_prob(logits, actions, action_mask) - log_prob(reference.logits(), actions, action_mask)
             observation, _, dones, infos = env.step(actions.cpu().numpy())
+            transcripts.follow(actions.tolist(), observation, dones, infos)
             for slot in np.flatnonzero(dones).tolist():
                 if slot not in episodes:
-                    episodes[slot] = finished(infos[slot], kl[slot])
+                    episodes[slot] = finished(infos[slot], kl[slot], *transcripts.episodes[slot])
                     bar.update()
             kl[dones] = 0.0
     env.close()
     return [episodes[slot] for slot in range(slots)]
 
 
-def finished(info: Mapping[str, Any], kl: float) -> Episode:
-    """The episode that the last step's info tells of."""
+class Transcripts:
+    """What is read and written in each slot's first episode.
+
+    Args:
+        language_model: the environment's.
+        observation: a batch of "tokens" observations after a reset.
+
+    Attributes:
+        episodes: for each slot its turns (read, written), and the sums of their reward parts.
+    """
+
+    def __init__(self, language_model: LanguageModel, observation: Mapping[str, np.ndarray]) -> None:
+        self._decode = language_model.decode
+        self._contexts = _contexts(observation)
+        self._read = [self._decode(context) for context in self._contexts]
+        self._over = np.zeros(len(self._contexts), bool)
+        self.episodes: list[tuple[list[tuple[str, str]], Counter[str]]] = [
+            ([], Counter()) for _ in self._contexts
+        ]
+
+    def follow(
+        self,
+        actions: Sequence[int],
+        observation: Mapping[str, np.ndarray],
+        dones: np.ndarray,
+        infos: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Takes note of one step of the vector environment."""
+        contexts = _contexts(observation)
+        for slot in np.flatnonzero(~self._over).tolist():
+            info, context = infos[slot], [*self._contexts[slot], actions[slot]]
+            if "completion" not in info:
+                continue
+            turns, parts = self.episodes[slot]
+            turns.append((self._read[slot], info["completion"]))
+            parts.update({name: float(part) for name, part in info.get("reward_parts", {}).items()})
+            # A reply follows on what was there; another context replaces it.
+            shown = contexts[slot]
+            is_reply = shown[: len(context)] == context
+            self._read[slot] = self._decode(shown[len(context) :] if is_reply else shown)
+        self._contexts = contexts
+        self._over |= dones
+
+
+def _contexts(observation: Mapping[str, np.ndarray]) -> list[list[int]]:
+    """The token ids of each slot's context."""
+    lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)
+    rows = zip(observation["input_ids"].tolist(), lengths.tolist(), strict=True)
+    return [row[:length] for row, length in rows]
+
+
+def finished(
+    info: Mapping[str, Any], kl: float, turns: Sequence[tuple[str, str]], reward_parts: Mapping[str, float]
+) -> Episode:
+    """The episode that the last step's info and the transcript tell of."""
     return Episode(
         prompt=info["prompt"],
-        completion=info["completion"],
+        completion="\n".join(written for _, written in turns),
         reward=info["episode"]["r"],
         kl=float(kl),
         tokens=info["episode"]["l"],
         finish_reason=info["finish_reason"],
-        reward_parts={name: float(part) for name, part in info.get("reward_parts", {}).items()},
+        reward_parts=dict(reward_parts),
+        turns=list(turns),
     )
 
 

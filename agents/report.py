@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import IO, Any
 
 import numpy as np
@@ -15,12 +16,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agents.metrics import Auditor, mean_interval, text_metrics
+from agents.metrics import Auditor, mean_interval, text_metrics, words
 from agents.play import Episode
 
 
 def summarize(episodes: Sequence[Episode], auditor: Auditor | None = None) -> dict[str, Any]:
-    """Means with 95% intervals of reward, its parts and KL, and the text metrics, as plain JSON values."""
+    """Means with 95% intervals of reward, its parts and KL, and the text metrics, as plain JSON values.
+
+    Args:
+        episodes: of one model.
+        auditor: judges the language; None: no perplexity.
+    """
     names = sorted({name for episode in episodes for name in episode.reward_parts})
     columns = {"reward": [e.reward for e in episodes]}
     columns |= {name: [e.reward_parts.get(name, 0.0) for e in episodes] for name in names}
@@ -60,14 +66,36 @@ def cell(value: Any) -> str:
 
 
 def sample_table(before: Sequence[Episode], after: Sequence[Episode], count: int = 5) -> Table:
-    """The first `count` prompts with both completions side by side."""
-    table = Table(title="The same held-out prompts, before and after", show_lines=True)
-    for name in ("prompt", "before", "after"):
+    """The first `count` prompts with both completions, or conversations, side by side; equal ones once."""
+    played = {"before": before, "after": after} if after is not before else {"completion": before}
+    title = "The same held-out prompts, before and after" if len(played) > 1 else "Held-out prompts"
+    table = Table(title=title, show_lines=True)
+    for name in ("prompt", *played):
         table.add_column(name, ratio=1, overflow="fold")
-    for a, b in list(zip(before, after, strict=True))[:count]:
-        cells = [a.prompt, *(f"{e.completion.strip()}\nreward {e.reward:+.2f}" for e in (a, b))]
-        table.add_row(*map(Text, cells))
+    for row in list(zip(*played.values(), strict=True))[:count]:
+        table.add_row(Text(row[0].prompt), *map(transcript, row))
     return table
+
+
+def transcript(episode: Episode, max_turns: int = 8) -> Text:
+    """What came after the prompt, the agent's words bold; of a long episode its first and last turns."""
+    text = Text()
+    half = max_turns // 2
+    for number, (read, written) in enumerate(episode.turns):
+        if len(episode.turns) > max_turns and half <= number < len(episode.turns) - half:
+            if number == half:
+                text.append(f"[... {len(episode.turns) - 2 * half} turns ...]\n", "italic")
+            continue
+        if number:
+            text.append(read.strip() + " ")
+        text.append(written.strip() + "\n", "bold")
+    return text.append(f"reward {episode.reward:+.2f}")
+
+
+def has_prose(episodes: Sequence[Episode]) -> bool:
+    """Whether half of the turns have at least 4 words: only then do n-gram metrics say anything."""
+    lengths = [len(words(written)) for episode in episodes for _, written in episode.turns]
+    return bool(lengths) and median(lengths) >= 4
 
 
 def write_json(path: Path, value: Any) -> None:
