@@ -14,7 +14,13 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
         {"task": "continuation"},
     ),
     "TextGen-Dialogue-v0": (TEXT, VECTOR, {"task": "dialogue", "max_new_tokens": 24, "stop": "\n"}),
+    "TextGen-Edit-v0": (
+        TEXT,
+        VECTOR,
+        {"task": "edit", "actions": "edit", "max_new_tokens": 12, "stop": "\n"},
+    ),
     "TextGen-Snake-v0": (TEXT, VECTOR, {"task": "snake", "max_new_tokens": 4, "stop": "\n"}),
+    "TextGen-Translation-v0": (TEXT, VECTOR, {"task": "translation", "max_new_tokens": 40, "stop": "\n"}),
     **{
         f"TextGen-{toy}-v0": (f"lm_envs.toy.envs:{toy}Env", f"lm_envs.toy.vector_env:{toy}VectorEnv", {})
         for toy in ("ToyCopy", "ToyReverse", "ToyBrackets", "ToyBigram", "ToyTranslate", "ToyKeyDoor")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 NAMED_TASKS = {
     "continuation": "lm_envs.tasks.continuation:Continuation",
     "dialogue": "lm_envs.tasks.dialogue:Dialogue",
+    "edit": "lm_envs.tasks.edit:Edit",
     "snake": "lm_envs.tasks.snake:Snake",
+    "translation": "lm_envs.tasks.translation:Translation",
 }
 
 
