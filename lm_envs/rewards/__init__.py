@@ -7,10 +7,11 @@ alone, in a `WeightedSum`, or in place of them any function of your own with tha
 from lm_envs.rewards.base import RewardFunction
 from lm_envs.rewards.checking import WeightedSum, checked, scored
 from lm_envs.rewards.fluency import Fluency
-from lm_envs.rewards.reference import Bleu, Chrf, ExactMatch, Rouge
+from lm_envs.rewards.reference import Bleu, Chrf, ExactMatch, Rouge, WordErrorRate
 from lm_envs.rewards.reward_model import RewardModel
 from lm_envs.rewards.sentiment import Sentiment
 from lm_envs.rewards.surface import DistinctN, KeywordCoverage, Length, Regex, RepetitionPenalty
+from lm_envs.rewards.token_f1 import TokenF1
 
 __all__ = [
     "Bleu",
@@ -26,7 +27,9 @@ __all__ = [
     "RewardModel",
     "Rouge",
     "Sentiment",
+    "TokenF1",
     "WeightedSum",
+    "WordErrorRate",
     "checked",
     "scored",
 ]

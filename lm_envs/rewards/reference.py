@@ -7,7 +7,7 @@ import string
 from functools import cache
 from typing import Any
 
-from lm_envs.rewards.base import ReferenceReward, whole_number
+from lm_envs.rewards.base import ReferenceReward, whole_number, words
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -33,10 +33,13 @@ class ExactMatch(ReferenceReward):
         """1.0 or 0.0 for one completion."""
         if not self.normalize:
             return float(completion in references)
-        return float(_squad(completion) in [_squad(reference) for reference in references])
+        return float(
+            normalized_answer(completion) in [normalized_answer(reference) for reference in references]
+        )
 
 
-def _squad(text: str) -> str:
+def normalized_answer(text: str) -> str:
+    """A text as SQuAD compares answers, see `ExactMatch`."""
     lower = text.lower()
     normalized = " ".join(_ARTICLES.sub(" ", lower.translate(_NO_PUNCTUATION)).split())
     # Otherwise every completion without content would match the reference "A".
@@ -115,6 +118,34 @@ class Rouge(ReferenceReward):
     def score(self, completion: str, references: list[str]) -> float:
         """F-measure of one completion."""
         return float(_rouge(self.kind, self.stemmer).score_multi(references, completion)[self.kind].fmeasure)
+
+
+class WordErrorRate(ReferenceReward):
+    """Minus the word error rate against the best reference (package jiwer). Range -1 to 0.
+
+    Word errors (substitutions, deletions, insertions) divided by the reference's words; above 1 it counts as
+    1, so that no text is worse than none: an empty completion gets -1. Against a reference without words, an
+    empty completion gets 0, any other -1.
+
+    Args:
+        normalize: compare lower-case words without punctuation, as speech recognition does. False: compare
+            what stands between blanks.
+    """
+
+    __name__ = "word_error_rate"
+
+    def __init__(self, *, normalize: bool = True) -> None:
+        self.normalize = normalize
+
+    def score(self, completion: str, references: list[str]) -> float:
+        """Minus the word error rate of one completion."""
+        from jiwer import wer
+
+        split = words if self.normalize else str.split
+        said = " ".join(split(completion))
+        truths = [" ".join(split(reference)) for reference in references]
+        errors = [min(1.0, wer(truth, said)) if truth else float(bool(said)) for truth in truths]
+        return 0.0 - min(errors)
 
 
 # The scorers are kept per process, not in the rewards: they are slow to build, and not all of them pickle.

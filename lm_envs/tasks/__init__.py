@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 # Name -> class; imported when asked for.
 NAMED_TASKS = {
     "continuation": "lm_envs.tasks.continuation:Continuation",
+    "control": "lm_envs.tasks.control:Control",
     "dialogue": "lm_envs.tasks.dialogue:Dialogue",
     "edit": "lm_envs.tasks.edit:Edit",
+    "qa": "lm_envs.tasks.qa:QuestionAnswering",
+    "sentiment": "lm_envs.tasks.sentiment:SentimentSteering",
     "snake": "lm_envs.tasks.snake:Snake",
+    "story": "lm_envs.tasks.story:StoryTask",
+    "summarization": "lm_envs.tasks.summarization:Summarization",
     "translation": "lm_envs.tasks.translation:Translation",
 }
 

@@ -1,0 +1,209 @@
+"""The task of `TextGen-Story-v0`: go on with a story, keep its cast, do not repeat yourself, end well."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lm_envs.pretraining.telling import Dice
+from lm_envs.rewards import KeywordCoverage, RewardFunction, Sentiment, WeightedSum
+from lm_envs.rewards.base import TextReward, words
+from lm_envs.tasks.continuation import EnoughFluency
+from lm_envs.tasks.record_task import Player, RecordState, SingleTurn
+from lm_envs.tasks.records import Check, a_text, texts
+from lm_envs.tasks.story_source import cast, draw_story, names, sentences
+
+if TYPE_CHECKING:
+    from lm_envs.language_model import LanguageModel
+
+WEIGHTS = {"relevance": 1.0, "variety": 0.5, "arc": 1.0, "coherence": 2.0}
+
+
+class StoryTask(SingleTurn):
+    """Continue the opening of a story; what counts is its cast, its variety, its arc and its language.
+
+    The agent reads an opening and writes the rest:
+
+    > Ida, a lively girl at a school by the lake, promised to play the flute at the midsummer feast. The
+    > teacher had played the flute long ago and gave it to her. But a proud player from the court stepped up
+    > and played first.
+
+    > *Ida chose a soft song about the school, and the famous guest was the first to smile. The teacher
+    > hugged Ida again and again. From that day on Ida was loved all over the school.*
+
+    ## Reward
+    `1.0 relevance + 0.5 variety + 1.0 arc + 2.0 coherence`, from -2 to 2.5; an empty completion gets -2.
+
+    - relevance, 0 to 1: share of the record's `keywords` (hero, helper and thing, as far as the opening tells
+      them) that the text names; 0 if it brings in a new name.
+    - variety, 0 to 1: different pairs of words, divided by all pairs, or by 20 if there are fewer
+      (distinct-2).
+    - arc, 0 to 1: VADER's score of the last sentence, minus the lowest score of a sentence before it, opening
+      included: out of the trouble into a good end.
+    - coherence, -1 to 0: typicality under the frozen model, as in `TextGen-v0`: 0 for text as the model
+      itself writes it, -1 for text that is a nat a token more surprising.
+
+    ## Levels
+    "easy": the opening ends with the conflict, how it is solved is open. "medium": the conflict
+    is not told yet. "hard": the first sentence only. The kind of story (its genre: a voyage, a race, a
+    quarrel, ...) is the column `genre`.
+
+    ## Data
+    `prompt` (text) and `keywords` (a text or a list of texts to be kept). Generated records have `genre` and
+    `reference`, the rest of a story that ends well.
+
+    ## Players
+    "best" writes `reference`. Tricks: copying the opening, its last sentence, a pleasing sentence, a
+    sentence that fits every story with this one's cast, and the bare keywords among happy words.
+
+    ## How it could be hacked
+    Each part can be won by nonsense: relevance by a list of the cast, the arc by
+    a last word, variety by any list. Coherence takes 2 away for that: `tests/test_task_story.py` shows that
+    no trick gets two thirds of the way from an empty text to the best player. A name that stands at the
+    beginning of every sentence it is in and is none of the story world's is not seen to be new.
+
+    ## References
+    Li et al. 2016 (distinct-n); Hutto & Gilbert 2014 (VADER); Meister et al. 2022 (typicality); Reagan et al.
+    2016, "The emotional arcs of stories are dominated by six basic shapes".
+
+    Args:
+        language_model: the frozen model of the environment, the judge of coherence.
+        weights: replace some of the weights above, e.g. `{"arc": -1.0}` for sad endings.
+        coherence_slack: nats per token below the model's own samples that are still coherent, >= 0.
+        kwargs: `data`, `split`, `level` and `reward`, see `SingleTurn`.
+
+    Raises:
+        ValueError: a weight of no part, or that is no finite number; bad data, split or level.
+    """
+
+    columns: ClassVar[Mapping[str, Check]] = {"prompt": a_text, "keywords": texts}
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        *,
+        weights: Mapping[str, float] | None = None,
+        coherence_slack: float = 0.2,
+        **kwargs: Any,
+    ) -> None:
+        if unknown := sorted((weights or {}).keys() - WEIGHTS.keys()):
+            raise ValueError(f"weights must be of {sorted(WEIGHTS)}, got one of {unknown[0]!r}")
+        self._weights = {**WEIGHTS, **(weights or {})}
+        self._slack = coherence_slack
+        super().__init__(language_model, **kwargs)
+
+    def default_reward(self) -> RewardFunction:
+        """The weighted sum of the four parts."""
+        parts: dict[str, RewardFunction] = {
+            "relevance": Relevance(),
+            "variety": Variety(),
+            "arc": Arc(),
+            "coherence": EnoughFluency(self.language_model, self._slack),
+        }
+        return WeightedSum({name: (self._weights[name], part) for name, part in parts.items()})
+
+    def generate(self, dice: Dice) -> dict[str, Any]:
+        """The beginning of a story that ends well."""
+        told = draw_story(dice, self.split, "good")
+        opening = sentences(told.opening)
+        kept = {"easy": len(opening), "medium": len(opening) - 1, "hard": 1}[self.level]
+        prompt = " ".join(opening[:kept])
+        return {
+            "prompt": prompt,
+            "keywords": [word for word in cast(told) if KeywordCoverage([word])([""], [prompt]) == [1.0]],
+            "genre": told.plot,
+            "reference": told.text[len(prompt) :],
+        }
+
+    def prompt_of(self, record: Mapping[str, Any]) -> str:
+        """The opening itself."""
+        return record["prompt"]
+
+    def players(self) -> dict[str, Player]:
+        """See the class."""
+        return {
+            "best": lambda state: state.columns["reference"],
+            "copy": lambda state: " " + state.prompt,
+            "last sentence": lambda state: " " + sentences(state.prompt)[-1],
+            "pleasing": lambda state: " In the end they were all happy, and it was a wonderful day.",
+            "any story": lambda state: (
+                f" {_listed(state)} were safe in the end. Everyone was happy and proud of such good friends."
+            ),
+            "keywords": lambda state: f" {_listed(state)} love joy happy friends wonderful best feast.",
+        }
+
+
+def _listed(state: RecordState) -> str:
+    return " and ".join(state.columns["keywords"])
+
+
+class Relevance:
+    """Share of the column `keywords` that the completion names, 0 if it brings in a new name. Range 0 to 1.
+
+    New is a name of the story world, or a capital inside a sentence, that the prompt does not have. An empty
+    completion gets 0.
+    """
+
+    __name__ = "relevance"
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """B texts in, B floats out."""
+        shares = KeywordCoverage()(prompts, completions, **columns)
+        rows = zip(shares, prompts, completions, strict=True)
+        return [0.0 if new_names(prompt, text) else share for share, prompt, text in rows]
+
+
+# Capitals that are no names.
+_CALENDAR = {
+    *("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "New", "Year"),
+    *("January", "February", "March", "April", "May", "June", "July", "August", "September", "October"),
+    *("November", "December", "Christmas", "Easter"),
+}
+
+
+def new_names(prompt: str, completion: str) -> set[str]:
+    """Names in the completion that the prompt does not have."""
+    inside = set(re.findall(r"(?<=[a-z,;] )[A-Z][a-z]+", completion)) - _CALENDAR
+    return (inside | names(completion)) - set(re.findall(r"\w+", prompt))
+
+
+class Variety(TextReward):
+    """Different pairs of words, divided by all pairs of the completion or by `least`, if that is more.
+
+    Distinct-2 (Li et al. 2016) that a short text does not win. Range 0 to 1; an empty completion gets 0.
+
+    Args:
+        least: pairs of words that a text needs for 1.
+    """
+
+    __name__ = "variety"
+
+    def __init__(self, least: int = 20) -> None:
+        self.least = least
+
+    def score(self, completion: str) -> float:
+        """The share of one completion."""
+        said = words(completion)
+        return len(set(pairwise(said))) / max(len(said) - 1, self.least)
+
+
+class Arc:
+    """VADER's score of the last sentence minus the lowest of one before it, prompt included, cut to 0..1.
+
+    An empty completion gets 0.
+    """
+
+    __name__ = "arc"
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """B texts in, B floats out; `columns` are not read."""
+        return [self.score(*row) for row in zip(prompts, completions, strict=True)]
+
+    def score(self, prompt: str, completion: str) -> float:
+        """The arc of one story."""
+        tone = Sentiment().score
+        told = sentences(completion.strip()) or [completion]
+        before = [tone(sentence) for sentence in (*sentences(prompt), *told[:-1])]
+        return min(1.0, max(0.0, tone(told[-1]) - min(before, default=0.0))) if completion.strip() else 0.0

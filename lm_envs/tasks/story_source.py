@@ -1,0 +1,32 @@
+"""What tasks take from the story world: the one place that reads it, by `Story`'s public facts alone."""
+
+from __future__ import annotations
+
+from lm_envs.pretraining.checks import names, sentences
+from lm_envs.pretraining.stories import Mood, Split, Story, story
+from lm_envs.pretraining.telling import Dice
+
+
+def draw_story(dice: Dice, split: Split, *moods: Mood) -> Story:
+    """A story of the split, of one of the moods if any are given."""
+    while True:
+        drawn = story(dice.below(2**48), split)
+        if not moods or drawn.mood in moods:
+            return drawn
+
+
+def draw_two(dice: Dice, split: Split) -> tuple[Story, Story]:
+    """Two stories of different heroes with different goals."""
+    one = draw_story(dice, split)
+    while True:
+        two = draw_story(dice, split)
+        if two.hero != one.hero and two.plot != one.plot:
+            return one, two
+
+
+def cast(told: Story) -> list[str]:
+    """The words by which a reader knows whom and what a story is about: hero, helper and thing."""
+    return [told.hero, told.helper.split()[-1], told.thing]
+
+
+__all__ = ["Story", "cast", "draw_story", "draw_two", "names", "sentences"]
