@@ -15,10 +15,11 @@ import math
 import numbers
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gymnasium import Space
 
 from lm_envs.errors import RewardError
 from lm_envs.rewards import RewardFunction, checked
@@ -26,6 +27,7 @@ from lm_envs.rewards.base import check_texts, column_rows
 from lm_envs.rewards.checking import finite_float
 from lm_envs.tasks.base import Append, Completion, Feedback, Replace, Task
 from lm_envs.tasks.prompts import check_text
+from lm_envs.view import ACTIONS, OBSERVATIONS
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
@@ -107,18 +109,22 @@ def check_task(
 ) -> None:
     """Checks a task: plays a few episodes of it with made-up completions, an empty one among them.
 
+    If the task offers choices, episodes of these are played too; masks and views are asked for every state.
+
     Args:
         task: the task, built.
         language_model: the model it is for: then token ids are real, and a full context ends an episode.
             None: the task's own `language_model` if it has one, or else a stand-in whose tokens are bytes.
-        max_turns: an episode of more turns is taken for one that never ends.
+        max_turns: an episode of more turns is taken for one that never ends. Those of choices may go on.
         tolerance: accepted difference of numbers, as in `check_reward`.
 
     Raises:
         TypeError: a method is missing, or something has the wrong type.
         RewardError: a reward, or a part in `info["reward_parts"]`, is not a finite number.
         ValueError: an empty or unencodable prompt; a state that was changed; a start or feedback that differs
-            for equal input and generators, or depends on other slots; a wrong count of feedbacks; no end.
+            for equal input and generators, or depends on other slots; a wrong count of feedbacks; no end; a
+            choice twice; a mask or view of the wrong form or outside its space, or one that differs for equal
+            states or depends on other slots; no choice allowed.
     """
     for method in ("start", "respond"):
         if not callable(getattr(task, method, None)):
@@ -128,6 +134,17 @@ def check_task(
     model = _Bytes() if language_model is None else language_model
     for index, prompt in enumerate(getattr(task, "prompts", None) or ()):
         _check_prompt(f"prompts[{index}]", prompt, model)
+    _check_modes(task, model)
+    unfinished = _play(task, model, max_turns, tolerance, None)
+    if unfinished:
+        raise ValueError(f"the episode of slot {unfinished[0].slot} is not done after {max_turns} turns")
+    for mode in _choices(task):
+        _play(task, model, max_turns, tolerance, mode)
+    _warn_unless_picklable("task", task)
+
+
+def _play(task: Task, model: Any, max_turns: int, tolerance: float, mode: str | None) -> list[_Episode]:
+    """Plays episodes of made-up completions, or of a mode's choices; returns those that are not over."""
     episodes = []
     for slot in range(len(_COMPLETIONS)):
         state = _check_start(task, slot, model)
@@ -138,8 +155,13 @@ def check_task(
                 f"{model.context_length}: {state.prompt!r:.60}"
             )
         episodes.append(_Episode(slot, state, context))
+    _check_looks(task, episodes, tolerance)
     for turn in range(max_turns):
-        finished = {episode.slot: _completion(episode, turn, model) for episode in episodes}
+        texts = [_text(task, mode, episode, turn) for episode in episodes]
+        finished = {
+            episode.slot: _completion(episode, text, model)
+            for episode, text in zip(episodes, texts, strict=True)
+        }
         # A full context cuts an episode short, whatever the task says.
         episodes = [
             episode for episode in episodes if _length(finished[episode.slot]) <= model.context_length
@@ -149,11 +171,11 @@ def check_task(
         for episode, completion, feedback in zip(episodes, completions, feedbacks, strict=True):
             _check_feedback(episode.slot, completion, feedback, model)
             episode.go_on(completion, feedback, model)
+        _check_looks(task, episodes, tolerance)
         episodes = [episode for episode in episodes if not episode.done]
         if not episodes:
-            _warn_unless_picklable("task", task)
-            return
-    raise ValueError(f"the episode of slot {episodes[0].slot} is not done after {max_turns} turns")
+            break
+    return episodes
 
 
 class _Bytes:
@@ -293,9 +315,86 @@ def _check_prompt(where: str, prompt: Any, model: Any) -> None:
         raise ValueError(f"{where} is empty, and the model {model.name!r} has no BOS token to begin with")
 
 
-def _completion(episode: _Episode, turn: int, model: Any) -> Completion:
-    """A made-up turn; slot and turn decide which one."""
-    text = _COMPLETIONS[(episode.slot + turn) % len(_COMPLETIONS)]
+def _choices(task: Any) -> Mapping[str, Sequence[str]]:
+    return getattr(task, "choices", None) or {}
+
+
+def _views(task: Any) -> Mapping[str, Any]:
+    return getattr(task, "views", None) or {}
+
+
+def _check_modes(task: Any, model: Any) -> None:
+    """Names, choices and spaces of the action and observation modes that a task offers."""
+    for mode, choices in _choices(task).items():
+        where = f"choices[{mode!r}]"
+        if mode in ACTIONS:
+            raise ValueError(f"{where}: {ACTIONS} are the environment's own names")
+        is_list = isinstance(choices, Sequence) and not isinstance(choices, str) and len(choices) > 0
+        if not is_list or not all(isinstance(choice, str) for choice in choices):
+            raise TypeError(f"{where} must be a non-empty sequence of str, got {choices!r:.60}")
+        for index, choice in enumerate(choices):
+            check_text(choice, f"{where}[{index}]")
+            model.encode(choice)
+            if choice in choices[:index]:
+                raise ValueError(f"{where}[{index}]: {choice!r} is there twice")
+    for mode, space in _views(task).items():
+        if mode in OBSERVATIONS:
+            raise ValueError(f"views[{mode!r}]: {OBSERVATIONS} are the environment's own names")
+        if not isinstance(space, Space) or space.shape is None:
+            raise TypeError(f"views[{mode!r}] must be a space with a shape, got {space!r}")
+
+
+def _check_looks(task: Any, episodes: list[_Episode], tolerance: float) -> None:
+    """Masks and views of the episodes' states, asked together, again, and alone."""
+    if not episodes:
+        return
+    states = [episode.state for episode in episodes]
+    for mode, choices in _choices(task).items() if hasattr(task, "allowed") else ():
+        where = f"allowed(states, {mode!r})"
+        mask = _looked(where, task.allowed, states, mode, 0.0)
+        _check_array(where, mask, np.dtype(bool), (len(states), len(choices)))
+        for episode, row in zip(episodes, mask, strict=True):
+            if not episode.done and not row.any():
+                raise ValueError(f"{where} allows no choice in {episode.state!r}")
+    for mode, space in _views(task).items():
+        where = f"view(states, {mode!r})"
+        view = _looked(where, task.view, states, mode, tolerance)
+        _check_array(where, view, space.dtype, (len(states), *space.shape))
+        for state, row in zip(states, view, strict=True):
+            if not space.contains(row):
+                raise ValueError(f"{where} gives {row!r} for {state!r}: not in {space}")
+
+
+def _looked(where: str, look: Callable[..., Any], states: list[Any], mode: str, tolerance: float) -> Any:
+    before = copy.deepcopy(states)
+    together, again = look(states, mode), look(states, mode)
+    alone = [look([state], mode)[0] for state in states]
+    if not _same(before, states):
+        raise ValueError(f"{where} changed a state")
+    if not _same(together, again, tolerance) or not _same(list(together), alone, tolerance):
+        raise ValueError(f"{where} must depend on each state alone, but differs from call to call")
+    return together
+
+
+def _check_array(where: str, array: Any, dtype: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+        got = f"{array.shape} of {array.dtype}" if isinstance(array, np.ndarray) else f"{array!r:.60}"
+        raise TypeError(f"{where} must be an array {shape} of {dtype}, got {got}")
+
+
+def _text(task: Any, mode: str | None, episode: _Episode, turn: int) -> str:
+    """What slot and turn decide: a made-up text, or one of the choices that are allowed."""
+    number = episode.slot + turn
+    if mode is None:
+        return _COMPLETIONS[number % len(_COMPLETIONS)]
+    choices = _choices(task)[mode]
+    if not hasattr(task, "allowed"):
+        return choices[number % len(choices)]
+    allowed = np.flatnonzero(task.allowed([episode.state], mode)[0])
+    return choices[allowed[number % len(allowed)]]
+
+
+def _completion(episode: _Episode, text: str, model: Any) -> Completion:
     eos = [] if model.eos_token_id is None else [model.eos_token_id]
     token_ids = (*model.encode(text), *eos)
     return Completion(text, token_ids, tuple(episode.context), "eos" if eos else "length", episode.slot)

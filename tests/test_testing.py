@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import Space
 from models import save_tiny
-from tasks import Board, Dialogue
+from tasks import Board, Dialogue, Walk, WalkState
 
 from lm_envs.errors import RewardError
 from lm_envs.language_model import LanguageModel
@@ -176,7 +177,7 @@ class Good:
         return Feedback(0.0, False, replace(state, turn=1, board=board), parts, Append(" Go on. "))
 
 
-@pytest.mark.parametrize("task", [Good(), Dialogue(), Board()], ids=lambda task: type(task).__name__)
+@pytest.mark.parametrize("task", [Good(), Dialogue(), Board(), Walk()], ids=lambda task: type(task).__name__)
 def test_good_tasks_pass(task: Any, tiny_llama: str, recwarn: pytest.WarningsRecorder) -> None:
     check_task(task)
     check_task(task, LanguageModel.load(tiny_llama, lazy=True))
@@ -397,3 +398,93 @@ def test_fluency_in_a_task_is_the_same_alone_and_together(tmp_path: Any) -> None
     task = Continuation(lm, prompts=["The fox waits", "At"], reward=Fluency(lm))
     check_task(task, lm)
     check_task(task)  # with the model that the task itself was made with
+
+
+# --- choices, masks and views -------------------------------------------------------------------------------
+
+
+class Drifting(Walk):
+    """Its masks and views differ from call to call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def view(self, states: Sequence[WalkState], mode: str) -> np.ndarray:
+        self.calls += 1
+        return super().view(states, mode) if mode == "place" else np.full((len(states), 5, 2), self.calls % 2)
+
+
+class Broken(Walk):
+    """With any of its promises broken."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+def stuck_at_the_end(states: Sequence[WalkState], mode: str) -> np.ndarray:
+    return np.array([[True, True, False] if state.moves > 1 else [False] * 3 for state in states])
+
+
+def crowded(states: Sequence[WalkState], mode: str) -> np.ndarray:
+    return np.full((len(states), 3), len(states) > 1)
+
+
+def far(states: Sequence[WalkState], mode: str) -> np.ndarray:
+    return np.array([state.place + 3 for state in states])
+
+
+def place_only(states: Sequence[WalkState], mode: str) -> np.ndarray:
+    return np.array([state.place for state in states])
+
+
+PLACE = {"place": Walk.views["place"]}
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        (Broken(choices={"token": ("a",)}), ValueError, "'token'.*are the environment's own names"),
+        (Broken(choices={"move": "abc"}), TypeError, "must be a non-empty sequence of str, got 'abc'"),
+        (Broken(choices={"move": ()}), TypeError, r"must be a non-empty sequence of str, got \(\)"),
+        (Broken(choices={"move": ("a", 1)}), TypeError, "must be a non-empty sequence of str"),
+        (Broken(choices={"move": ("a", "b", "a")}), ValueError, r"\['move'\]\[2\]: 'a' is there twice"),
+        (Broken(choices={"move": ("\ud800",)}), ValueError, r"choices\['move'\]\[0\].*surrogate"),
+        (Broken(views={"text": PLACE["place"]}), ValueError, "'text'.*are the environment's own names"),
+        (Broken(views={"map": Space()}), TypeError, "must be a space with a shape"),
+        (Broken(views=PLACE, view=far), ValueError, r"view\(states, 'place'\) gives .* for WalkState.*: not in Discrete"),
+        (Broken(views={"map": PLACE["place"]}, view=lambda s, m: [0]), ValueError, "each state alone"),
+        (
+            Broken(views={"a": Walk.views["map"]}, view=place_only),
+            TypeError,
+            r"\(8, 5, 2\) of int8, got \(8,\)",
+        ),
+        (Broken(allowed=crowded), ValueError, r"allowed\(states, 'move'\) must depend on each state alone"),
+        (Broken(allowed=stuck_at_the_end), ValueError, "'move'.* allows no choice in WalkState"),
+        (
+            Broken(allowed=lambda s, m: np.ones((len(s), 2), bool)),
+            TypeError,
+            r"array \(8, 3\) of bool, got \(8, 2",
+        ),
+        (
+            Broken(allowed=lambda s, m: np.ones((len(s), 3))),
+            TypeError,
+            r"array \(8, 3\) of bool, .* of float64",
+        ),
+        (Drifting(), ValueError, r"view\(states, 'map'\) must depend on each state alone"),
+    ],
+)
+def test_faults_of_choices_masks_and_views(task: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_task(task)
+
+
+def test_choices_are_played() -> None:
+    """What only happens behind a choice is found: made-up completions never get there."""
+
+    class Trap(Walk):
+        def _answer(self, state: WalkState, completion: Completion, rng: np.random.Generator) -> Feedback:
+            feedback = super()._answer(state, completion, rng)
+            return replace(feedback, reward=math.nan) if completion.text == " right" else feedback
+
+    with pytest.raises(RewardError, match=r"completion ' right'.*got nan"):
+        check_task(Trap())
