@@ -130,3 +130,35 @@ def test_wrappers_collect_frames(tiny_gpt2: str) -> None:
     for _ in range(3):
         env.step(3)
     assert [frame.shape for frame in env.render()] == [(HEIGHT, WIDTH, 3)] * 4
+
+
+class Painted(Dialogue):
+    """Draws one pixel, as bright as there are turns left; a picture of the wrong kind if asked to."""
+
+    def __init__(self, dtype: Any = np.uint8) -> None:
+        super().__init__(3)
+        self.dtype = dtype
+
+    def frame(self, state: Any) -> np.ndarray:
+        return np.full((1, 1, 3), state.turns_left, self.dtype)
+
+
+def test_a_task_draws_its_own_frames(tiny_gpt2: str) -> None:
+    env = TextGenEnv(Painted(), tiny_gpt2, render_mode="rgb_array", max_new_tokens=1)
+    env.reset(seed=0)
+    shown = [int(env.render()[0, 0, 0])]
+    over = False
+    while not over:
+        _, _, over, _, _ = env.step(3)
+        shown.append(int(env.render()[0, 0, 0]))
+    assert shown == [*range(shown[0], 0, -1), 1]
+    vector = gymnasium.make_vec("TextGen-v0", 2, task=Painted(), model=tiny_gpt2, render_mode="rgb_array")
+    vector.reset(seed=0)
+    assert [frame.shape for frame in vector.render()] == [(1, 1, 3)] * 2
+
+
+def test_a_bad_frame_is_refused(tiny_gpt2: str) -> None:
+    env = TextGenEnv(Painted(np.float32), tiny_gpt2, render_mode="rgb_array")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"task.frame\(\) must be .* uint8, got \(1, 1, 3\) of float32"):
+        env.render()

@@ -243,8 +243,9 @@ class Snake(RecordTask):
             y, x = 20 + 8 * down + 8 * side * right, 20 + 8 * right + 8 * side * down
             head[y - 3 : y + 3, x - 3 : x + 3] = _EYES
         if state.food >= 0:
-            y, x = np.ogrid[:_PIXELS, :_PIXELS]
-            board[state.food // SIZE, state.food % SIZE][(y - 20) ** 2 + (x - 20) ** 2 < 13**2] = _FOOD
+            rows, columns = np.ogrid[:_PIXELS, :_PIXELS]
+            disc = (rows - 20) ** 2 + (columns - 20) ** 2 < 13**2
+            board[state.food // SIZE, state.food % SIZE][disc] = _FOOD
         return board.transpose(0, 2, 1, 3, 4).reshape(SIZE * _PIXELS, SIZE * _PIXELS, 3)
 
     def players(self) -> dict[str, Player]:
