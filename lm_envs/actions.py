@@ -8,6 +8,12 @@ import numpy as np
 from gymnasium.error import InvalidAction
 
 
+class Turn(str):
+    """A completion as an action: `TextGenEnv.step` writes it as one whole turn, whatever its action mode."""
+
+    __slots__ = ()
+
+
 def check_action(action: Any, num_actions: int, slot: int | None = None) -> int:
     """One action as an int.
 

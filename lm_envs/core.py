@@ -134,6 +134,20 @@ class EnvCore:
             raise InvalidAction(f"action {actions[slot]} ({text!r}) of slot {slot} is masked now")
         return actions
 
+    def turn(self, text: str) -> list[int]:
+        """The token ids of a text as one whole turn; see `TokenizedTask.turn`.
+
+        Raises:
+            InvalidAction: the text cannot be encoded, or this environment's task does not speak text.
+        """
+        task = self.episodes.task
+        if not isinstance(task, TokenizedTask):
+            raise InvalidAction(f"this environment's actions are tokens, got the text {text!r:.80}")
+        try:
+            return task.turn(str(text))
+        except ValueError as error:
+            raise InvalidAction(f"action {text!r:.80} cannot be written: {error}") from error
+
     def step(self, chosen: np.ndarray, slots: np.ndarray | None = None) -> Step:
         """Writes what `tokens` found, into these slots; None means all."""
         if self.turns is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from lm_envs.actions import Turn
 from lm_envs.core import ClonedState, EnvCore, draw_keys
 from lm_envs.options import check_options
 from lm_envs.rendering import Renderer
@@ -242,7 +244,8 @@ class TextGenEnv(gymnasium.Env):
         """Writes one token, or one turn; see the class docstring. An error leaves the environment as it was.
 
         Args:
-            action: int, numpy integer or 0-d integer array.
+            action: int, numpy integer or 0-d integer array; or a `lm_envs.actions.Turn`, a text to be written
+                as a whole turn, see `lm_envs.turn_level.TurnLevel`.
 
         Raises:
             InvalidAction: anything else, an integer out of range, or a masked action.
@@ -253,13 +256,17 @@ class TextGenEnv(gymnasium.Env):
         episodes = self._core.episodes
         if not episodes.arrays.running[0]:
             raise ResetNeeded("call reset() first: the episode is over, or none has begun")
-        token = self._core.token(action)
-        if self._may_write_on and episodes.write_on(0, token):
-            observation, info = self._look()
-            self._renderer.show(0)
-            return observation, 0.0, False, False, info
+        if isinstance(action, Turn):
+            write = partial(episodes.write_turns, [self._core.turn(action)])
+        else:
+            token = self._core.token(action)
+            if self._may_write_on and episodes.write_on(0, token):
+                observation, info = self._look()
+                self._renderer.show(0)
+                return observation, 0.0, False, False, info
+            write = partial(self._core.step, np.array([token]))
         with episodes.guarded():
-            result = self._core.step(np.array([token]))
+            result = write()
             observation, info = self._look()
         columns = {key: values.item() for key, values in result.columns.items()}
         info = {**result.infos.get(0, columns), **info}

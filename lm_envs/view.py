@@ -126,6 +126,11 @@ class View:
         contexts = zip(a.tokens[slots], a.lengths[slots], strict=True)
         return tuple(self.language_model.decode(row[:length].tolist()) for row, length in contexts)
 
+    def text_space(self, num_tokens: int) -> UnicodeText:
+        """The texts of so many tokens."""
+        longest_token = max(len(token) for token in self.language_model.tokenizer.get_vocab())
+        return UnicodeText(num_tokens * longest_token)
+
     def snapshot(self) -> Snapshot | None:
         """The language model's cache, if it is used."""
         return self.decoder.snapshot() if self.uses_model else None
@@ -179,8 +184,7 @@ class View:
             return spaces.Box(-np.inf, np.inf, (self.language_model.hidden_size + 1,), np.float32)
         length = self.episodes.context_length
         if self.observation == "text":
-            longest_token = max(len(token) for token in self.language_model.tokenizer.get_vocab())
-            return UnicodeText(length * longest_token)
+            return self.text_space(length)
         if self.observation in self._views:
             space = self._views[self.observation]
             if not isinstance(space, spaces.Space) or space.shape is None:
