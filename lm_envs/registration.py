@@ -24,6 +24,11 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
         VECTOR,
         {"task": "edit", "actions": "edit", "max_new_tokens": 12, "stop": "\n"},
     ),
+    "TextGen-Recommendation-v0": (
+        TEXT,
+        VECTOR,
+        {"task": "recommendation", "max_new_tokens": 8, "stop": "\n"},
+    ),
     "TextGen-Snake-v0": (TEXT, VECTOR, {"task": "snake", "max_new_tokens": 4, "stop": "\n"}),
     "TextGen-Translation-v0": (TEXT, VECTOR, {"task": "translation", "max_new_tokens": 40, "stop": "\n"}),
     **{

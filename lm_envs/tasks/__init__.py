@@ -19,6 +19,7 @@ NAMED_TASKS = {
     "edit": "lm_envs.tasks.edit:Edit",
     "qa": "lm_envs.tasks.qa:QuestionAnswering",
     "sentiment": "lm_envs.tasks.sentiment:SentimentSteering",
+    "recommendation": "lm_envs.tasks.recommendation:Recommendation",
     "snake": "lm_envs.tasks.snake:Snake",
     "story": "lm_envs.tasks.story:StoryTask",
     "summarization": "lm_envs.tasks.summarization:Summarization",
