@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
 import pytest
 import torch
@@ -48,6 +49,7 @@ from lm_envs.rewards import (
     Rouge,
     Sentiment,
     WeightedSum,
+    WordErrorRate,
     checked,
     scored,
 )
@@ -108,6 +110,23 @@ def test_rouge_is_the_best_f_measure_of_rouge_score(kind: str, stemmer: bool) ->
     assert Rouge(kind, stemmer=stemmer)(PROMPTS, TEXTS, references=REFERENCES) == pytest.approx(expected)
 
 
+def word_edits(truth: list[str], said: list[str]) -> int:
+    """Levenshtein distance in words, by its recursive definition."""
+    row = list(range(len(said) + 1))
+    for i, a in enumerate(truth, 1):
+        row, before = [i], row
+        for j, b in enumerate(said, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b)))
+    return row[-1]
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=8), st.lists(st.sampled_from("abc"), max_size=8))
+def test_word_error_rate_is_jiwers_and_the_edit_distance(truth: list[str], said: list[str]) -> None:
+    value = one(WordErrorRate(), " ".join(said), references=[" ".join(truth)])
+    assert value == pytest.approx(-min(1.0, jiwer.wer(" ".join(truth), " ".join(said))), abs=1e-12)
+    assert value == pytest.approx(-min(1.0, word_edits(truth, said) / len(truth)), abs=1e-12)
+
+
 # --- against hand-worked values ---------------------------------------------------------------------------
 
 
@@ -156,6 +175,13 @@ def test_rouge_is_the_best_f_measure_of_rouge_score(kind: str, stemmer: bool) ->
         (Chrf(), "abc def", {"reference": "abc def"}, 1.0),
         (Rouge("rouge1"), "a b", {"reference": "b c"}, 1 / 2),
         (Rouge("rougeL"), "", {"reference": "b c"}, 0.0),
+        (WordErrorRate(), " the CAT sat. Down!", {"reference": "The cat sat on a mat."}, -3 / 6),
+        (WordErrorRate(), "b", {"references": ["a a", "a b"]}, -1 / 2),
+        (WordErrorRate(), "a b c d e", {"reference": "x y"}, -1.0),
+        (WordErrorRate(), "", {"reference": "x y"}, -1.0),
+        (WordErrorRate(), "", {"reference": "..."}, 0.0),
+        (WordErrorRate(), "x", {"reference": ""}, -1.0),
+        (WordErrorRate(normalize=False), " A  cat.", {"reference": "a cat."}, -1 / 2),
         (WeightedSum({"a": (2, Regex("a")), "n": (-0.5, Length(2, 2))}), "a", {}, 2 - 0.25),
         (WeightedSum({"a": (2, Regex("a")), "n": (-0.5, Length(2, 2))}), "", {}, 0.0),
     ],
@@ -396,7 +422,7 @@ def test_bad_reward_model_arguments_are_named(tiny_bert: str) -> None:
         RewardModel(tiny_bert, label=0, batch_size=0)
 
 
-@pytest.mark.parametrize("reward", [ExactMatch(), Bleu(), Chrf(), Rouge()])
+@pytest.mark.parametrize("reward", [ExactMatch(), Bleu(), Chrf(), Rouge(), WordErrorRate()])
 def test_missing_and_bad_references(reward: Any) -> None:
     assert one(reward, "a b", reference="a b") == one(reward, "a b", references=["a b"])
     with pytest.raises(
@@ -441,6 +467,7 @@ EVERY: dict[str, tuple[Any, dict[str, Any]]] = {
     "bleu": (Bleu(), REFERENCE),
     "chrf": (Chrf(), REFERENCE),
     "rougeL": (Rouge(), REFERENCE),
+    "word_error_rate": (WordErrorRate(), REFERENCE),
     "weighted_sum": (WeightedSum({"a": (1.0, Sentiment()), "b": (-1.0, Length(3))}), {}),
 }
 
@@ -468,7 +495,7 @@ def test_rewards_with_models_pass_check_reward(tiny_llama: str, tiny_bert: str) 
 
 
 def test_importing_the_rewards_is_cheap() -> None:
-    heavy = ("torch", "transformers", "sacrebleu", "rouge_score", "nltk", "vaderSentiment")
+    heavy = ("torch", "transformers", "sacrebleu", "rouge_score", "jiwer", "nltk", "vaderSentiment")
     code = f"import sys, lm_envs.rewards; print([name for name in {heavy} if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
