@@ -130,11 +130,21 @@ class Snake(RecordTask):
     other lines do not matter. `reset(options={"prompt": ...})` takes such a text, too; its "moves to go"
     count, if they are there.
 
-    Players, food eaten in a game (mean of 200 test positions at level easy, medium, hard): PLAYERS
+    Players, mean reward of 200 games from test positions:
+
+    | player | easy | medium | hard |
+    |---|---|---|---|
+    | best: a shortest way to the food, if the tail can be reached from there | 32.4 | 27.8 | 22.3 |
+    | greedy_open: of the open moves, the one nearest to the food | 17.9 | 9.8 | 4.6 |
+    | greedy: the move nearest to the food | 3.7 | 1.1 | 0.1 |
+    | random_open: an open move | 1.9 | -0.4 | -0.6 |
+    | random, up | -0.9 | -0.9 | -0.9 |
+    | empty | -1.5 | -1.4 | -1.4 |
 
     How it could be hacked: staying alive pays nothing, and nothing else than eating does. Nonsense in place
-    of "straight on" costs 0.1 a turn. The two hint lines tell a reader who ignores the board where to go; who
-    follows them ends in the snake's own coils, with TRICK of the best player's score (a test compares them).
+    of "straight on" costs 0.1 a turn. The two hint lines tell a reader who ignores the board where to go
+    (greedy_open); he ends in the snake's own coils, with 57% of what the best player has above "empty" at
+    level easy, 38% at medium and 25% at hard.
 
     Args:
         language_model: the frozen model of the environment; this task does not ask it.
