@@ -1,4 +1,7 @@
-"""`python -m agents train`: stock SB3 PPO or A2C on a token environment, and a report to check."""
+"""`python -m agents train`: a learner on an environment, and a report to check.
+
+On texts stock SB3 PPO or A2C trains a transformer; the toys have learners of their own, see `agents.toy.run`.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,10 @@ from tqdm import TqdmExperimentalWarning
 from agents import report
 from agents.metrics import story_auditor
 from agents.monitor import TextMonitor
-from agents.options import parse_env_kwargs
+from agents.options import check_folder, parse_env_kwargs
 from agents.play import Episode, play
+from agents.toy.learners import TOYS
+from agents.toy.run import option, train_toy
 from lm_envs.decoding import Decoder
 from lm_envs.language_model import LanguageModel
 from lm_envs.sb3 import (
@@ -36,67 +41,138 @@ from lm_envs.sb3 import (
     save_checkpoint,
 )
 
+TEXT_ALGORITHMS = ("ppo", "a2c")
+
+COMMON = {"env", "algo", "total_timesteps", "env_kwargs", "seed", "out", "overwrite"}  # settings of all runs
+
 
 @dataclass(frozen=True)
-class Train:
-    """Train a transformer on a text environment with stable-baselines3."""
+class TextSettings:
+    """Settings of a run on texts, with the values that hold where none is given; see `Train`."""
 
     env: str = "TextGen-v0"
-    """Registered id of the environment."""
-    algo: Literal["ppo", "a2c"] = "ppo"
-    """The stable-baselines3 algorithm."""
+    algo: str = "ppo"
     model: str | None = None
-    """Folder or hub id of the causal language model; None: the bundled one."""
     total_timesteps: int = 150_000
-    """Environment steps (tokens) to train for, in this call."""
     n_envs: int = 64
-    """Slots of the vector environment."""
     n_steps: int = 56
-    """Steps of each slot in a rollout."""
     batch_size: int = 896
-    """Transitions of a minibatch (PPO); whole episodes are packed up to about that many."""
     n_epochs: int = 2
-    """Passes over each rollout (PPO)."""
     learning_rate: float = 2e-4
     clip_range: float = 0.2
-    """PPO's clip range."""
     gae_lambda: float = 0.95
     ent_coef: float = 0.0
     kl_coef: float = 0.1
-    """Coefficient of the per-token KL penalty against the untrained model, in reward per nat."""
     kl_target: float | None = None
-    """Nats per episode that an adaptive coefficient steers to; None: the coefficient is fixed."""
     freeze_layers: int = 0
-    """Lowest transformer layers that are not trained."""
     lora_rank: int | None = None
-    """Train LoRA adapters of this rank instead of all weights."""
+    env_kwargs: str = "{}"
+    eval_kwargs: str | None = None
+    seed: int = 0
+    out: Path = Path("runs/textgen")
+    overwrite: bool = False
+    resume: bool = False
+    checkpoint_every: int = 20
+    eval_episodes: int = 128
+    stop_on_alarm: bool = False
+    wandb: bool = False
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a learner: a transformer on texts with stable-baselines3, or one of three families on a toy."""
+
+    env: str = "TextGen-v0"
+    """Registered id of the environment: one on texts, or a toy (TextGen-Toy...)."""
+    algo: Literal["ppo", "a2c", "dqn", "q_learning"] = "ppo"
+    """On texts: ppo, a2c. On a toy: q_learning (tabular), dqn (MLP), ppo (small transformer from scratch)."""
+    total_timesteps: int | None = None
+    """Environment steps (tokens) to train for, in this call. This and the hyperparameters below: None is the
+    algorithm's own value for this environment (README and agents/toy/learners.py; on texts as stated here),
+    150,000 on texts."""
+    n_envs: int | None = None
+    """Slots of the vector environment; on texts 64."""
+    batch_size: int | None = None
+    """Transitions of a minibatch (not q_learning, a2c); whole episodes are packed up to about that many; on
+    texts 896."""
+    n_epochs: int | None = None
+    """Passes over each rollout (PPO); on texts 2."""
+    learning_rate: float | None = None
+    """On texts 2e-4, constant; on toys it falls."""
+    clip_range: float | None = None
+    """PPO's clip range; on texts 0.2."""
+    gae_lambda: float | None = None
+    """PPO, A2C; on texts 0.95."""
+    ent_coef: float | None = None
+    """PPO, A2C; on texts 0."""
+    model: str | None = None
+    """Texts only: folder or hub id of the causal language model; None: the bundled one."""
+    n_steps: int | None = None
+    """Texts only: steps of each slot in a rollout; None: 56."""
+    kl_coef: float | None = None
+    """Texts only: coefficient of the per-token KL penalty against the untrained model, in reward per nat;
+    None: 0.1."""
+    kl_target: float | None = None
+    """Texts only: nats per episode that an adaptive coefficient steers to; None: the coefficient is fixed."""
+    freeze_layers: int | None = None
+    """Texts only: lowest transformer layers that are not trained; None: 0."""
+    lora_rank: int | None = None
+    """Texts only: train LoRA adapters of this rank instead of all weights."""
     env_kwargs: str = "{}"
     """Arguments of the environment, as JSON: '{"max_new_tokens": 32}'."""
     eval_kwargs: str | None = None
-    """Arguments that differ in evaluation, as JSON, such as '{"prompts": "held_out.txt"}'.
+    """Texts only: arguments that differ in evaluation, as JSON, such as '{"prompts": "held_out.txt"}'.
     None: the test split; with prompts of your own, those same prompts."""
     seed: int = 0
-    out: Path = Path("runs/textgen")
-    """Folder of the run."""
+    out: Path | None = None
+    """Folder of the run; None: runs/textgen. For a toy, the folder of its runs, each in a folder called as
+    the algorithm; None: runs/ and the id."""
     overwrite: bool = False
     """Replace an existing run in `out`."""
     resume: bool = False
-    """Continue the run in `out`: its own settings hold, `total_timesteps` more."""
-    checkpoint_every: int = 20
-    """Rollouts between two checkpoints."""
-    eval_episodes: int = 128
-    """Held-out prompts played before and after."""
+    """Texts only: continue the run in `out`: its own settings hold, `total_timesteps` more."""
+    checkpoint_every: int | None = None
+    """Texts only: rollouts between two checkpoints; None: 20."""
+    eval_episodes: int | None = None
+    """Texts only: held-out prompts played before and after; None: 128."""
     stop_on_alarm: bool = False
-    """Stop, rather than warn, when the texts leave the base model's range (see agents/monitor.py)."""
+    """Texts only: stop, rather than warn, when the texts leave the base model's range (see
+    agents/monitor.py)."""
     wandb: bool = False
-    """Log to Weights & Biases as well."""
+    """Texts only: log to Weights & Biases as well."""
 
     def __call__(self) -> None:
-        """Trains, evaluates on held-out prompts before and after, and writes the run folder."""
+        """Trains, and writes the run folder; on texts evaluates before and after, on held-out prompts."""
+        env_id = self.env.removeprefix("lm_envs:")
+        if env_id in TOYS:
+            train_toy(
+                env_id,
+                self.algo,
+                env_kwargs=parse_env_kwargs(self.env_kwargs),
+                changes={name: value for name, value in self._given().items() if name not in COMMON},
+                total_timesteps=self.total_timesteps,
+                seed=self.seed,
+                out=self.out,
+                overwrite=self.overwrite,
+            )
+            return
+        if self.algo not in TEXT_ALGORITHMS:
+            sys.exit(
+                f"--algo {self.algo} does not learn on {self.env}: choose {', '.join(TEXT_ALGORITHMS)}; "
+                f"{self.algo} learns on {', '.join(TOYS)}"
+            )
         if self.wandb and find_spec("wandb") is None:
             sys.exit("--wandb needs the package wandb: pip install 'lm-envs[wandb]'")
-        run = Run.resume(self) if self.resume else Run.start(self)
+        given = self._given()
+        run = Run.resume(given) if self.resume else Run.start(TextSettings(**given))
         run.train()
+
+    def _given(self) -> dict[str, Any]:
+        """The settings that are not their defaults, by name."""
+        values = {
+            field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)
+        }
+        return {name: value for name, (value, default) in values.items() if value != default}
 
 
 class Checkpointer(BaseCallback):
@@ -119,18 +195,17 @@ class Checkpointer(BaseCallback):
 class Run:
     """A training run and its folder."""
 
-    settings: Train
+    settings: TextSettings
     steps: int
     model: OnPolicyAlgorithm
     before: list[Episode]
 
     @classmethod
-    def start(cls, settings: Train) -> Run:
+    def start(cls, settings: TextSettings) -> Run:
         """A new run; its untrained model is evaluated first."""
-        if settings.out.exists():
-            if not settings.overwrite:
-                sys.exit(f"{settings.out} exists: continue it with --resume, or replace it with --overwrite")
-            shutil.rmtree(settings.out)
+        if settings.out.exists() and not settings.overwrite:
+            sys.exit(f"{settings.out} exists: continue it with --resume, or replace it with --overwrite")
+        check_folder(settings.out, settings.overwrite, "settings.json")
         env_kwargs = parse_env_kwargs(settings.env_kwargs)
         env = make_vec_env(
             settings.env, settings.n_envs, seed=settings.seed, model=settings.model, **env_kwargs
@@ -161,6 +236,8 @@ class Run:
             )
         else:
             model = A2C(TransformerPolicy, env, **shared)
+        if settings.out.exists():
+            shutil.rmtree(settings.out)
         settings.out.mkdir(parents=True)
         report.write_json(
             settings.out / "settings.json", dataclasses.asdict(settings) | {"out": str(settings.out)}
@@ -171,14 +248,24 @@ class Run:
         return run
 
     @classmethod
-    def resume(cls, asked: Train) -> Run:
-        """The run in `asked.out`, at its newest checkpoint."""
+    def resume(cls, given: dict[str, Any]) -> Run:
+        """The run in `given["out"]`, at its newest checkpoint, for `given["total_timesteps"]` more.
+
+        Exits if other settings are given that are not the run's own: they would have no effect.
+        """
+        asked = TextSettings(**given)
         try:
             stored = json.loads((asked.out / "settings.json").read_text(encoding="utf-8"))
             before = json.loads((asked.out / "before.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             sys.exit(f"nothing to resume in {asked.out}: {error.filename} is missing")
-        settings = Train(**(stored | {"out": asked.out}))
+        for name in given.keys() - {"out", "total_timesteps", "resume"}:
+            if given[name] != stored[name]:
+                sys.exit(
+                    f"{option(name)} {given[name]} cannot be set with --resume: the run in {asked.out} "
+                    f"goes on with its own settings, {stored[name]} here"
+                )
+        settings = TextSettings(**(stored | {"out": asked.out}))
         model = load_checkpoint(asked.out / "checkpoint")
         return cls(settings, asked.total_timesteps, model, [Episode(**episode) for episode in before])
 

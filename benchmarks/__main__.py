@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput | toy | episode`."""
+"""`python -m benchmarks throughput | toy | regret | episode | tasks | docs`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ import tyro
 def main() -> None:
     """Parses the command line and runs one benchmark."""
     from benchmarks.episode import EpisodePicture
+    from benchmarks.regret import Regret
+    from benchmarks.tasks import Tasks
     from benchmarks.throughput import Throughput
     from benchmarks.toy import Toy
 
-    tyro.extras.subcommand_cli_from_dict(
-        {"throughput": Throughput, "toy": Toy, "episode": EpisodePicture}, prog="python -m benchmarks"
-    )()
+    commands = {
+        "throughput": Throughput,
+        "toy": Toy,
+        "regret": Regret,
+        "episode": EpisodePicture,
+        "tasks": Tasks,
+    }
+    tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")()
 
 
 if __name__ == "__main__":

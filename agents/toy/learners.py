@@ -1,0 +1,148 @@
+"""Three families of learners for the toy environments, with hyperparameters that solve every default toy.
+
+Tabular Q-learning, SB3's DQN on one-hot observations, and stock SB3 PPO with a small transformer that starts
+from random weights. One set of hyperparameters each; all learn without discount, to the end of the text.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.utils import LinearSchedule
+
+from agents.tabular import QLearning, TabularAgent, make_env
+from agents.toy.transformer import save_toy_transformer, toy_task
+from lm_envs.model_loading import no_progress_bar
+from lm_envs.registration import ENVIRONMENTS
+from lm_envs.sb3 import EpisodeRolloutBuffer, TransformerPolicy, make_vec_env
+
+TOYS = tuple(env_id for env_id in ENVIRONMENTS if env_id.startswith("TextGen-Toy"))
+
+
+def q_learning(
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    seed: int,
+    *,
+    n_envs: int = 1024,
+    learning_rate: float | None = None,
+) -> QLearning:
+    """Tabular Q-learning with the hyperparameters of `agents.tabular`.
+
+    Args:
+        env_id: registered id of a toy.
+        env_kwargs: its dials.
+        seed: of everything random.
+        n_envs: slots of the vector environment.
+        learning_rate: first step size, which falls with the number of updates; None: the agent's own.
+    """
+    settings: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
+    return QLearning(make_env(env_id, n_envs, **env_kwargs), seed=seed, **settings)
+
+
+def dqn(
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    seed: int,
+    *,
+    n_envs: int = 64,
+    learning_rate: float = 1e-3,
+    batch_size: int = 256,
+) -> DQN:
+    """SB3's DQN with an MLP on one-hot observations; arguments as `q_learning`'s and SB3's.
+
+    A reward at the end reaches the first token through as many target networks as a text has tokens, so they
+    are renewed often. Epsilon falls from 1 to 0.05 in the first half; the learning rate falls to 0.
+    """
+    env = make_vec_env(env_id, n_envs, **({"observation": "onehot"} | env_kwargs))
+    return DQN(
+        "MlpPolicy",
+        env,
+        gamma=1.0,
+        learning_rate=LinearSchedule(learning_rate, 0.0, 1.0),
+        batch_size=batch_size,
+        buffer_size=200_000,
+        learning_starts=5000,
+        train_freq=1,
+        gradient_steps=4,
+        target_update_interval=5000,
+        exploration_fraction=0.5,
+        exploration_final_eps=0.05,
+        policy_kwargs={"net_arch": [128, 128]},
+        seed=spread(seed),
+        device="cpu",
+    )
+
+
+def ppo(
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    seed: int,
+    *,
+    n_envs: int = 512,
+    n_epochs: int = 4,
+    batch_size: int | None = None,
+    learning_rate: float = 7e-4,
+    clip_range: float = 0.2,
+    gae_lambda: float = 1.0,
+    ent_coef: float = 0.0,
+) -> PPO:
+    """Stock PPO with `TransformerPolicy`: a transformer of 2 layers x 32, from random weights.
+
+    A rollout is one text in every slot. Arguments as `q_learning`'s and SB3's; batch_size None is a quarter
+    of a rollout. The learning rate begins low and falls to 0: large steps can make a wrong token so certain
+    that the right one is never drawn again.
+    """
+    env = make_vec_env(env_id, n_envs, **env_kwargs)
+    steps = toy_task(env.env).rule.length
+    with tempfile.TemporaryDirectory() as folder, no_progress_bar():
+        save_toy_transformer(env.env, folder, seed=seed)
+        return PPO(
+            TransformerPolicy,
+            env,
+            n_steps=steps,
+            batch_size=max(1, steps * n_envs // 4) if batch_size is None else batch_size,
+            n_epochs=n_epochs,
+            learning_rate=LinearSchedule(learning_rate, 0.0, 1.0),
+            clip_range=clip_range,
+            gamma=1.0,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            normalize_advantage=False,  # the buffer whitens the whole rollout
+            rollout_buffer_class=EpisodeRolloutBuffer,
+            policy_kwargs={"model": folder},
+            seed=spread(seed),
+            device="cpu",
+        )
+
+
+FAMILIES: dict[str, Callable[..., Any]] = {"q_learning": q_learning, "dqn": dqn, "ppo": ppo}
+TIMESTEPS = {"q_learning": 10_000_000, "dqn": 150_000, "ppo": 700_000}
+
+
+def spread(seed: int) -> int:
+    """A seed far from those of neighbouring seeds: SB3 seeds slot i by seed + i."""
+    return int(np.random.default_rng(seed).integers(2**31))
+
+
+def save(learner: Any, folder: Path) -> Path:
+    """Writes what was learned, without pickles.
+
+    Returns:
+        A tabular agent's .npz file; DQN's Q-network as .safetensors, for `learner.q_net.load_state_dict`;
+        PPO's transformer as a Hugging Face folder.
+    """
+    if isinstance(learner, TabularAgent):
+        learner.save(folder / "agent.npz")
+        return folder / "agent.npz"
+    if isinstance(learner, DQN):
+        safetensors.torch.save_file(learner.q_net.state_dict(), folder / "q_net.safetensors")
+        return folder / "q_net.safetensors"
+    learner.policy.save_pretrained(folder / "model")
+    return folder / "model"
