@@ -344,6 +344,12 @@ def test_a_prompt_can_be_gone_on_from(model: LanguageModel) -> None:
     assert task.start(np.random.default_rng(0), {"prompt": SQUARE}).moves_left == 300
 
 
+def test_the_documented_board(model: LanguageModel) -> None:
+    (shown,) = re.findall(r"```\n(.*?) up\n *```", Snake.__doc__ or "", re.DOTALL)
+    shown = re.sub(r"^ {4}", "", shown, flags=re.MULTILINE)
+    assert Snake(model).start(np.random.default_rng(0), {"prompt": shown}).prompt == shown
+
+
 # Players
 
 

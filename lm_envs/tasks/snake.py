@@ -80,6 +80,12 @@ class SnakeState:
         return NEIGHBOURS[self.snake[1]].index(self.snake[0])
 
 
+def a_board(name: str, value: Any) -> str:
+    """A column of boards."""
+    parse_board(name, a_text(name, value))
+    return value
+
+
 class Snake(RecordTask):
     """Steer a snake to its food on a 10 x 10 board, one move word a turn.
 
@@ -123,8 +129,9 @@ class Snake(RecordTask):
     that the head can reach the tail.
 
     Besides text: `actions="move"` is `Discrete(4)` in the order up, down, left, right; `observation="grid"`
-    is `Box(-1, 1, (10, 10), float32)`: food 1, head -1, body from -0.5 at the neck towards -0.1 at the tail,
-    empty 0. The moves to go are not in the grid.
+    is `Box(-1, 1, (10, 10), float32)`: food 1, head -1, empty 0, and -0.1 - 0.4 i / n in that cell of a body
+    of n cells, the head's included, that is the i-th from the tail's end, 1 <= i < n: the more negative, the
+    longer it stays taken. The moves to go are not in the grid.
 
     Data: a column "board" with a starting position, written as above. The ten rows beginning with `|` count,
     other lines do not matter. `reset(options={"prompt": ...})` takes such a text, too; its "moves to go"
@@ -157,7 +164,7 @@ class Snake(RecordTask):
         ValueError: a bad board (names index or file and line), split, level or number of moves.
     """
 
-    columns: ClassVar[Mapping[str, Check]]  # set below: it needs the parser
+    columns: ClassVar[Mapping[str, Check]] = {"board": a_board}
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"move": tuple(f" {word}" for word in MOVES)}
     views: ClassVar[Mapping[str, gymnasium.Space]] = {
         "grid": gymnasium.spaces.Box(-1.0, 1.0, (SIZE, SIZE), np.float32)
@@ -359,14 +366,6 @@ def parse_board(name: str, text: str) -> tuple[tuple[int, ...], int]:
     if len(snake) < 2 or len(snake) != len(arrows) + 1:
         raise ValueError(f"{name} must have a body of arrows, each pointing to the next cell up to the head")
     return tuple(snake), cells.index(FOOD)
-
-
-def _board(name: str, value: Any) -> str:
-    parse_board(name, a_text(name, value))
-    return value
-
-
-Snake.columns = {"board": _board}
 
 
 def _codes(length: int) -> np.ndarray:
