@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from lm_envs.decoding import Decoder
 from lm_envs.language_model import LanguageModel
 from lm_envs.sampling import filter_logits, sample
 from lm_envs.sb3 import make_vec_env
+from lm_envs.sb3.vec_env import GymVecEnv
 
 
 @dataclass(frozen=True)
@@ -93,22 +95,87 @@ def play(
     """
     slots = decoder.num_slots
     generator = torch.Generator(decoder.hidden.device).manual_seed(seed)
-    env = make_vec_env(env_id, slots, seed=seed, **(env_kwargs or {}))
+
+    def act(observation: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)
+        mask = observation.get("action_mask")
+        action_mask = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)
+        for player in (decoder, reference):
+            player.advance(observation["input_ids"], lengths)
+        logits = decoder.logits()
+        actions, _ = sampling.draw(logits, generator, action_mask)
+        kl = log_prob(logits, actions, action_mask) - log_prob(reference.logits(), actions, action_mask)
+        return actions.cpu().numpy(), kl
+
+    env = make_vec_env(env_id, slots, seed=seed, **token_mode(env_id), **(env_kwargs or {}))
+    return first_episodes(env, act, progress)
+
+
+def play_script(
+    player: Callable[[Any], str],
+    env_id: str,
+    episodes: int,
+    *,
+    seed: int = 0,
+    env_kwargs: Mapping[str, Any] | None = None,
+    progress: str | None = None,
+) -> list[Episode]:
+    """Plays a scripted player of a task (`task.players()`) on the prompts that `play` shows.
+
+    Args:
+        player: the task's state -> the completion of the turn; cut where the turn would end.
+        env_id: a registered id of a text environment.
+        episodes: how many.
+        seed, env_kwargs, progress: see `play`.
+
+    Returns:
+        The episodes; their KL is 0.
+    """
+    env = make_vec_env(env_id, episodes, seed=seed, **token_mode(env_id), **(env_kwargs or {}))
+    dynamics = env.env.unwrapped._core.episodes  # type: ignore[attr-defined]
+    turn_numbers = [(-1, -1)] * episodes
+    queues: list[list[int]] = [[] for _ in range(episodes)]
+
+    def act(observation: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        a = dynamics.arrays
+        for slot, number in enumerate(zip(a.episodes.tolist(), a.turns.tolist(), strict=True)):
+            if number != turn_numbers[slot]:
+                turn_numbers[slot] = number
+                queues[slot] = dynamics.task.turn(player(a.states[slot]))
+        return np.array([queue.pop(0) for queue in queues]), np.zeros(episodes)
+
+    return first_episodes(env, act, progress)
+
+
+def token_mode(env_id: str) -> dict[str, Any]:
+    """Arguments that make an id's actions and observations tokens, if they are something else by default."""
+    spec = gymnasium.spec(env_id)
+    defaults = {"actions": "token", "observation": "tokens"}
+    return {name: value for name, value in defaults.items() if name in spec.kwargs}
+
+
+def first_episodes(
+    env: GymVecEnv,
+    act: Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, np.ndarray]],
+    progress: str | None = None,
+) -> list[Episode]:
+    """Plays until each slot has finished an episode, and closes the environment.
+
+    Args:
+        env: with observations of tokens.
+        act: observations of B slots -> actions (B,) and what they add to the KL, (B,) nats.
+        progress: label of a progress bar over finished episodes; None shows none.
+    """
+    slots = env.num_envs
     episodes: dict[int, Episode] = {}
     kl = np.zeros(slots)
     observation: Any = env.reset()
     transcripts = Transcripts(env.get_attr("language_model")[0], observation)
     with tqdm(total=slots, desc=progress, disable=progress is None, leave=False) as bar:
         while len(episodes) < slots:
-            lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)
-            mask = observation.get("action_mask")
-            action_mask = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)
-            for player in (decoder, reference):
-                player.advance(observation["input_ids"], lengths)
-            logits = decoder.logits()
-            actions, _ = sampling.draw(logits, generator, action_mask)
-            kl += log_prob(logits, actions, action_mask) - log_prob(reference.logits(), actions, action_mask)
-            observation, _, dones, infos = env.step(actions.cpu().numpy())
+            actions, more = act(observation)
+            kl += more
+            observation, _, dones, infos = env.step(actions)
             transcripts.follow(actions.tolist(), observation, dones, infos)
             for slot in np.flatnonzero(dones).tolist():
                 if slot not in episodes:

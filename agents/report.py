@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agents.metrics import Auditor, mean_interval, text_metrics, words
+from agents.metrics import Auditor, Interval, mean_interval, text_metrics, words
 from agents.play import Episode
 
 
@@ -60,6 +60,9 @@ def summary_table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table
 
 
 def cell(value: Any) -> str:
+    """A number, or an interval as `mean [low, high]`; "-" for None."""
+    if isinstance(value, Interval):
+        value = vars(value)
     if isinstance(value, Mapping):
         return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
     return "-" if value is None else f"{value:.3f}"
@@ -100,8 +103,13 @@ def has_prose(episodes: Sequence[Episode]) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON to a temporary name, then renames it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 to a temporary name, then renames it."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

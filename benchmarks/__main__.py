@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import tyro
 
 
@@ -13,7 +16,7 @@ def main() -> None:
     from benchmarks.throughput import Throughput
     from benchmarks.toy import Toy
 
-    commands = {
+    commands: dict[str, Callable[..., Any]] = {
         "throughput": Throughput,
         "toy": Toy,
         "regret": Regret,
