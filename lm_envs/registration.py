@@ -30,6 +30,7 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
         {"task": "recommendation", "max_new_tokens": 8, "stop": "\n"},
     ),
     "TextGen-Snake-v0": (TEXT, VECTOR, {"task": "snake", "max_new_tokens": 4, "stop": "\n"}),
+    "TextGen-Transcription-v0": (TEXT, VECTOR, {"task": "transcription", "max_new_tokens": 32, "stop": "\n"}),
     "TextGen-Translation-v0": (TEXT, VECTOR, {"task": "translation", "max_new_tokens": 40, "stop": "\n"}),
     **{
         f"TextGen-{toy}-v0": (f"lm_envs.toy.envs:{toy}Env", f"lm_envs.toy.vector_env:{toy}VectorEnv", {})

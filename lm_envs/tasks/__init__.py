@@ -18,11 +18,12 @@ NAMED_TASKS = {
     "dialogue": "lm_envs.tasks.dialogue:Dialogue",
     "edit": "lm_envs.tasks.edit:Edit",
     "qa": "lm_envs.tasks.qa:QuestionAnswering",
-    "sentiment": "lm_envs.tasks.sentiment:SentimentSteering",
     "recommendation": "lm_envs.tasks.recommendation:Recommendation",
+    "sentiment": "lm_envs.tasks.sentiment:SentimentSteering",
     "snake": "lm_envs.tasks.snake:Snake",
     "story": "lm_envs.tasks.story:StoryTask",
     "summarization": "lm_envs.tasks.summarization:Summarization",
+    "transcription": "lm_envs.tasks.transcription:Transcription",
     "translation": "lm_envs.tasks.translation:Translation",
 }
 
