@@ -31,6 +31,7 @@ class Sarsa(ValueAgent):
     """
 
     exploration = GREEDY_LATE
+    default_rate_power = 0.3
 
     def update(self, batch: Batch) -> None:
         """See `TabularAgent.update`."""
