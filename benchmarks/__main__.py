@@ -10,6 +10,7 @@ import tyro
 
 def main() -> None:
     """Parses the command line and runs one benchmark."""
+    from benchmarks.docs import Docs
     from benchmarks.episode import EpisodePicture
     from benchmarks.regret import Regret
     from benchmarks.tasks import Tasks
@@ -22,6 +23,7 @@ def main() -> None:
         "regret": Regret,
         "episode": EpisodePicture,
         "tasks": Tasks,
+        "docs": Docs,
     }
     tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")()
 

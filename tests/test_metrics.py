@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from agents.metrics import Auditor, common_ngram, distinct, mean_interval, repetition, text_metrics
+from agents.metrics import (
+    Auditor,
+    common_ngram,
+    distinct,
+    mean_interval,
+    nested_interval,
+    repetition,
+    text_metrics,
+)
 
 
 def test_common_ngram_counts_texts_not_occurrences():
@@ -33,6 +41,24 @@ def test_mean_interval_covers_the_mean_and_shrinks():
     assert mean_interval([0.5, 0.5]).low == 0.5
     with pytest.raises(ValueError, match="empty"):
         mean_interval([])
+
+
+def test_nested_interval_counts_both_sources_of_chance():
+    """The mean of g groups of n has variance (between / g + within / (g n)); normal quantiles of it."""
+    rng = np.random.default_rng(1)
+    between, within, groups, size = 0.5, 1.0, 200, 50
+    values = rng.normal(rng.normal(0, between, groups)[:, None], within, (groups, size))
+    found = nested_interval(values.tolist())
+    wide = 2 * 1.96 * math.sqrt(between**2 / groups + 2 * within**2 / (groups * size))  # 2: sampled twice
+    assert found.high - found.low == pytest.approx(wide, rel=0.1)
+    assert found.mean == pytest.approx(values.mean())
+    plain = mean_interval(values.ravel().tolist())
+    assert found.high - found.low > 3 * (plain.high - plain.low)  # which takes all for independent
+    equal = nested_interval([[1.0, 1.0], [3.0, 3.0]])
+    assert (equal.mean, equal.low, equal.high) == (2.0, 1.0, 3.0)
+    for wrong in ([], [[1.0], []]):
+        with pytest.raises(ValueError, match="at least 1"):
+            nested_interval(wrong)
 
 
 def test_auditor_equals_witten_bell_by_hand():

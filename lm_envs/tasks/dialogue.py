@@ -206,7 +206,7 @@ class Dialogue(RecordTask):
     | promises two offers                                                  | is annoyed                   |
     | denies an offer, or promises one that the rules do not give          | leaves                       |
     | promises the right one before all facts are asked for                | is annoyed                   |
-    | promises it without the facts, or with another number, place, ...      | is annoyed                   |
+    | promises it without the facts, or with another number, place, ...    | is annoyed                   |
     | promises it with the facts                                           | is helped, and gives stars   |
     | asks for two things at once, for nothing, or for what is not needed  | is annoyed                   |
     | asks for one fact that is needed and not told yet                    | tells it                     |
@@ -241,7 +241,7 @@ class Dialogue(RecordTask):
     | `rules`    | str                 | what the agent reads before the conversation                        |
     | `opening`  | str                 | the customer's first line                                           |
     | `facts`    | dict or str         | what the customer tells when asked: "number: 47; place: mill"       |
-    | `answer`   | list of str or str  | the right offer, then the values to repeat: "new one; 47; mill"   |
+    | `answer`   | list of str or str  | the right offer, then the values to repeat: "new one; 47; mill"     |
     | `wrong`    | list of str or str  | offers that are wrong here                                          |
     | `patience` | int                 | annoyances after which the customer leaves                          |
 
