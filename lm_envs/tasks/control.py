@@ -167,11 +167,11 @@ class Control(SingleTurn):
 
 def _options(opening: str, ending: str, people: Sequence[str], dice: Dice) -> list[str]:
     """Seven demands or so that an ending meets, in an order that says nothing."""
-    said = words(ending)
+    said, known = words(ending), set(words(opening))
     count = len(sentences(ending))
     # Words that the opening does not give away, and those of the cast that this ending does without.
-    new = sorted({word for word in said if len(word) > 3 and word.isalpha() and not _holds(opening, word)})
-    absent = [word for name in people if not _holds(ending, word := name.split()[-1])]
+    new = sorted({word for word in said if len(word) > 3 and word.isalpha() and word not in known})
+    absent = [word for name in people if (word := name.split()[-1]).lower() not in said]
     absent += [word for word in ("smiled", "said", "home", "never", "day", "heart") if word not in said]
     first = new.pop(dice.below(len(new)))
     options = [
