@@ -59,7 +59,7 @@ class TokenizedTask:
         self._max_prompt_tokens = context_length - max_new_tokens
         self._max_new_tokens = max_new_tokens
         self._truncate_prompts = truncate_prompts
-        self._special_ids = np.array(language_model.tokenizer.all_special_ids, dtype=np.int64)
+        self._special_ids = frozenset(language_model.tokenizer.all_special_ids)
         for index, prompt in enumerate(getattr(task, "prompts", None) or ()):
             self._encode_first(prompt, f"prompts[{index}]")
 
@@ -73,9 +73,9 @@ class TokenizedTask:
             ValueError: the tokenizer cannot encode the text.
         """
         ids = self._language_model.encode(text)[: self._max_new_tokens]
-        if self.stop and self._holds_stop(np.array(ids)):
+        if self.stop and self._holds_stop(ids):
             for end in range(1, len(ids) + 1):
-                if self._ends_in_stop(np.array(ids[:end])):
+                if self._ends_in_stop(ids[:end]):
                     return ids[:end]
         eos = self._language_model.eos_token_id
         return ids if eos is None or len(ids) == self._max_new_tokens else [*ids, eos]
@@ -93,7 +93,7 @@ class TokenizedTask:
                 ids, turn = self._language_model.encode(text), self.turn(text)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            stops = bool(self.stop) and self._holds_stop(np.array(turn))
+            stops = bool(self.stop) and self._holds_stop(turn)
             if len(turn) < len(ids) and stops:
                 raise ValueError(f"{name} goes on behind one of the stop strings {self.stop}")
             if len(ids) + (not stops) > self._max_new_tokens:
@@ -120,7 +120,7 @@ class TokenizedTask:
     def stopped(self, tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Whether each running turn holds a stop string; see `TokenTask`."""
         rows = zip(tokens, starts, ends, strict=True)
-        return np.array([self._ends_in_stop(row[start:end]) for row, start, end in rows], dtype=bool)
+        return np.array([self._ends_in_stop(row[start:end].tolist()) for row, start, end in rows], dtype=bool)
 
     def respond(self, states: np.ndarray, turns: Turns, dice: np.ndarray, slots: np.ndarray) -> Answers:
         """Answers n finished turns; see `TokenTask`."""
@@ -174,7 +174,7 @@ class TokenizedTask:
         )
         return dict(zip(INFO_KEYS, values, strict=True))
 
-    def _ends_in_stop(self, turn: np.ndarray) -> bool:
+    def _ends_in_stop(self, turn: list[int]) -> bool:
         """Whether a turn's text holds a stop string, none having been there one token ago.
 
         A token that is not special stands for at least one byte, so the string lies in the last few such
@@ -182,11 +182,11 @@ class TokenizedTask:
         differently.
         """
         longest = max(len(stop.encode()) for stop in self.stop)
-        tail = turn[~np.isin(turn, self._special_ids)][-longest - 4 :]
+        tail = [token for token in turn if token not in self._special_ids][-longest - 4 :]
         return self._holds_stop(tail) and self._holds_stop(turn)
 
-    def _holds_stop(self, token_ids: np.ndarray) -> bool:
-        text = self._language_model.decode(token_ids.tolist())
+    def _holds_stop(self, token_ids: list[int]) -> bool:
+        text = self._language_model.decode(token_ids)
         return any(stop in text for stop in self.stop)
 
     def _encode_first(self, prompt: Any, name: str) -> list[int]:
