@@ -22,7 +22,7 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
     "TextGen-Edit-v0": (
         TEXT,
         VECTOR,
-        {"task": "edit", "actions": "edit", "max_new_tokens": 12, "stop": "\n"},
+        {"task": "edit", "actions": "edit", "max_new_tokens": 16, "stop": "\n"},
     ),
     "TextGen-Recommendation-v0": (
         TEXT,

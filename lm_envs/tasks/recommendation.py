@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -176,7 +176,7 @@ class Recommendation(RecordTask):
             "loves": self.attributes,
             "hates": self.attributes,
         }
-        self.columns = {column: _names_of(names) for column, names in known.items()}  # type: ignore[misc]
+        self.columns = {column: partial(_names, names) for column, names in known.items()}  # type: ignore[misc]
         super().__init__(language_model, data=data, **kwargs)
         self.choices = {"item": self.items}
         size = 2 * len(self.attributes) + len(self.items) + 3
@@ -310,17 +310,13 @@ def _check_items(items: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...
     return {item: tuple(attributes) for item, attributes in items.items()}
 
 
-def _names_of(known: Sequence[str]) -> Callable[[str, Any], list[str]]:
-    """A check of columns of names: a list of them, or a text with commas."""
-
-    def check(name: str, value: Any) -> list[str]:
-        if isinstance(value, str):
-            value = [part for part in map(str.strip, value.split(",")) if part]
-        if not isinstance(value, Sequence):
-            raise ValueError(f"{name} must be a list of names, or a text with commas, got {value!r:.60}")
-        for part in value:
-            if part not in known:
-                raise ValueError(f"{name} must hold names out of {list(known)}, got {part!r}")
-        return list(value)
-
-    return check
+def _names(known: Sequence[str], name: str, value: Any) -> list[str]:
+    """Checks a column of known names: a list of them, or a text with commas."""
+    if isinstance(value, str):
+        value = [part for part in map(str.strip, value.split(",")) if part]
+    if not isinstance(value, Sequence):
+        raise ValueError(f"{name} must be a list of names, or a text with commas, got {value!r:.60}")
+    for part in value:
+        if part not in known:
+            raise ValueError(f"{name} must hold names out of {list(known)}, got {part!r}")
+    return list(value)
