@@ -97,7 +97,7 @@ def test_evaluate_reports_model_and_reference(tiny_gpt2, tmp_path, capsys):
     written = json.loads(target.read_text())
     assert written["model"] == written["reference"]
     assert written["paired_differences"]["reward"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
-    assert "same prompts" in capsys.readouterr().out
+    assert "4 prompts" in capsys.readouterr().out
 
 
 def test_generate_equals_hugging_face(tiny_llama, capsys):
