@@ -24,6 +24,7 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
         VECTOR,
         {"task": "edit", "actions": "edit", "max_new_tokens": 16, "stop": "\n"},
     ),
+    "TextGen-ReasoningGym-v0": (TEXT, VECTOR, {"task": "reasoning_gym", "max_new_tokens": 12, "stop": "\n"}),
     "TextGen-Recommendation-v0": (
         TEXT,
         VECTOR,

@@ -18,6 +18,7 @@ NAMED_TASKS = {
     "dialogue": "lm_envs.tasks.dialogue:Dialogue",
     "edit": "lm_envs.tasks.edit:Edit",
     "qa": "lm_envs.tasks.qa:QuestionAnswering",
+    "reasoning_gym": "lm_envs.tasks.reasoning_gym:ReasoningGym",
     "recommendation": "lm_envs.tasks.recommendation:Recommendation",
     "sentiment": "lm_envs.tasks.sentiment:SentimentSteering",
     "snake": "lm_envs.tasks.snake:Snake",

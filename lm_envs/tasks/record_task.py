@@ -26,6 +26,8 @@ Player = Callable[[Any], str]
 NUM_INSTANCES = 1_000_000
 # One generated prompt in ten belongs to the test split.
 TEST_SHARE = 10
+# After so many instances of the other split in a row, one of this split is not to be expected.
+TRIES = 1000
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,22 @@ class RecordTask:
         return None if self._records is None else [self.prompt_of(record) for record in self._records]
 
     def record(self, index: int) -> Mapping[str, Any]:
-        """The record of this index: of the data, or generated, the same for the same split and level."""
+        """The record of this index: of the data, or generated, the same for the same split and level.
+
+        Raises:
+            ValueError: the generator has no prompt of this split.
+        """
         if self._records is not None:
             return self._records[index]
         dice = Dice(2 * index + (self.split == "test"))
-        while True:
+        for _ in range(TRIES):
             record = self.generate(dice)
             in_test = zlib.crc32(self.prompt_of(record).encode()) % TEST_SHARE == 0
             if in_test == (self.split == "test"):
                 return record
+        raise ValueError(
+            f"split={self.split!r} has no prompt among {TRIES} generated ones: too few of them are different"
+        )
 
     def start(self, rng: np.random.Generator, options: Mapping[str, Any]) -> Any:
         """Draws a record, or takes the one that the options ask for; see `Task.start`."""
