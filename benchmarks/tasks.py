@@ -12,7 +12,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from lm_envs.sb3.vec_env import GymVecEnv
 
 TEXT_IDS = tuple(env_id for env_id in ENVIRONMENTS if "Toy" not in env_id)
 LEARNERS = ("random", "sampled", "greedy", "ppo")
+MIN_SEEDS = 3  # a score of fewer is marked
 SCRIPT = "script: "  # before the name of a scripted player
 Cell = tuple[str, str, int]  # id, player, seed
 
@@ -181,7 +182,7 @@ class Tasks:
     def report(self, done: Mapping[Cell, Mapping[str, Any]]) -> None:
         """Writes `tasks.md` and prints the same."""
         results = {cell: row for cell, row in done.items() if self.is_finished(cell, done)}
-        scores = collect(results, self.ids, self.seeds)
+        scores = collect(results)
         tables = [score_table(scores, results), trick_table(scores)]
         lines = [f"# Scores of the text environments\n\n{self.setting(results)}\n"]
         lines += [f"## {table.title}\n\n{markdown(table)}\n" for table in tables]
@@ -194,8 +195,9 @@ class Tasks:
         took = f" (the longest run took {max(minutes):.1f})" if minutes else ""
         return (
             f"Made by `python -m benchmarks tasks`. Mean returns with 95% intervals (two-stage bootstrap "
-            f"over seeds {', '.join(map(str, self.seeds))} and {self.episodes} held-out instances each, the "
-            f"same for all players). PPO: {self.total_timesteps:,} steps or {self.minutes:g} minutes{took}, "
+            f"over seeds, at least {MIN_SEEDS} but where a star stands, and {self.episodes} held-out "
+            f"instances a seed, the same for all players). PPO: {self.total_timesteps:,} steps or "
+            f"{self.minutes:g} minutes{took}, "
             f"{self.n_envs} slots, learning rate {self.learning_rate:g}, 2 epochs, gamma 1, lambda 0.95; on "
             f"tokens the transformer itself, 56 steps a rollout, minibatches of 896, KL coefficient "
             f"{self.kl_coef:g}; where an action is a choice, an MLP, 32 steps, 256, entropy coefficient 0.01."
@@ -334,19 +336,29 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def collect(
-    results: Mapping[Cell, Mapping[str, Any]], ids: Sequence[str], seeds: Sequence[int]
-) -> dict[str, dict[str, Interval]]:
-    """id -> player -> score, of the players whose seeds are all there."""
-    scores: dict[str, dict[str, Interval]] = {env_id: {} for env_id in ids}
+@dataclass(frozen=True)
+class Score(Interval):
+    """A player's mean return with its interval, over so many seeds."""
+
+    seeds: int
+
+    def __str__(self) -> str:
+        return report.cell(Interval(self.mean, self.low, self.high)) + "*" * (self.seeds < MIN_SEEDS)
+
+
+def collect(results: Mapping[Cell, Mapping[str, Any]]) -> dict[str, dict[str, Score]]:
+    """id -> player -> score over all seeds that there are; ids in the order of their registration."""
+    returns: dict[tuple[str, str], list[list[float]]] = {}
+    for (env_id, player, _), row in sorted(results.items(), key=lambda item: item[0][2]):
+        returns.setdefault((env_id, player), []).append(row["returns"])
+    scores: dict[str, dict[str, Score]] = {env_id: {} for env_id in TEXT_IDS}
     for env_id, player in dict.fromkeys((env_id, player) for env_id, player, _ in results):
-        rows = [results.get((env_id, player, seed)) for seed in seeds]
-        if env_id in scores and all(rows):
-            scores[env_id][player] = nested_interval([row["returns"] for row in rows if row])
-    return scores
+        groups = returns[env_id, player]
+        scores[env_id][player] = Score(**vars(nested_interval(groups)), seeds=len(groups))
+    return {env_id: row for env_id, row in scores.items() if row}
 
 
-def tricks(scores: Mapping[str, Interval]) -> dict[str, Interval]:
+def tricks(scores: Mapping[str, Score]) -> dict[str, Score]:
     """The scripted players other than the best possible."""
     return {
         name.removeprefix(SCRIPT): score
@@ -356,28 +368,26 @@ def tricks(scores: Mapping[str, Interval]) -> dict[str, Interval]:
 
 
 def score_table(
-    scores: Mapping[str, Mapping[str, Interval]], results: Mapping[Cell, Mapping[str, Any]]
+    scores: Mapping[str, Mapping[str, Score]], results: Mapping[Cell, Mapping[str, Any]]
 ) -> Table:
     """One row an id."""
     columns = ("id", "observation", "actions", "longest episode", *COLUMNS, "best trick", "best possible")
     table = Table(*columns, title="Scores", show_lines=True)
     for env_id, row in scores.items():
-        if not row:
-            continue
         env = gymnasium.make(env_id)
         mode = action_mode(env_id)
         # where an action is a choice, what writes tokens counts otherwise
-        players: Sequence[str] = LEARNERS if mode == "token" else ("random", "ppo")
-        longest = [row["longest"] for key, row in results.items() if key[0] == env_id and key[1] in players]
+        played = [(key[1], each["longest"]) for key, each in results.items() if key[0] == env_id]
+        longest = [length for player, length in played if mode == "token" or player in ("random", "ppo")]
         best_trick = max(tricks(row).items(), key=lambda item: item[1].mean, default=None)
         table.add_row(
             env_id,
             "tokens" if mode == "token" else observation_mode(env_id),
             f"{mode}, {env.action_space.n}",  # type: ignore[attr-defined]
             f"{max(longest, default='-')} {'tokens' if mode == 'token' else 'choices'}",
-            *(report.cell(row.get(player)) for player in LEARNERS),
-            "-" if best_trick is None else f"{report.cell(best_trick[1])} ({best_trick[0]})",
-            report.cell(row.get(SCRIPT + "best")),
+            *(str(row.get(player, "-")) for player in LEARNERS),
+            "-" if best_trick is None else f"{best_trick[1]} ({best_trick[0]})",
+            str(row.get(SCRIPT + "best", "-")),
         )
     return table
 
@@ -385,7 +395,7 @@ def score_table(
 COLUMNS = ("random policy", "bundled model, sampled", "bundled model, greedy", "PPO")
 
 
-def trick_table(scores: Mapping[str, Mapping[str, Interval]]) -> Table:
+def trick_table(scores: Mapping[str, Mapping[str, Score]]) -> Table:
     """All scripted players; their share of what the best one earns more than an empty completion."""
     table = Table("id", "player", "score", "share of the best", title="Scripted players", show_lines=True)
     for env_id, row in scores.items():
@@ -394,7 +404,7 @@ def trick_table(scores: Mapping[str, Mapping[str, Interval]]) -> Table:
             share = "-"
             if best and empty and best.mean > empty.mean:
                 share = f"{(score.mean - empty.mean) / (best.mean - empty.mean):.0%}"
-            table.add_row(env_id, name, report.cell(score), share)
+            table.add_row(env_id, name, str(score), share)
     return table
 
 

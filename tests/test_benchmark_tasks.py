@@ -11,10 +11,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from agents.metrics import Interval
 from agents.play import Sampling, play, play_script
 from benchmarks import tasks
-from benchmarks.tasks import SCRIPT, Tasks
+from benchmarks.tasks import SCRIPT, Score, Tasks
 from lm_envs.language_model import LanguageModel
 
 DIALOGUE = "TextGen-Dialogue-v0"
@@ -71,14 +70,14 @@ def test_the_table_by_hand(tmp_path: Path, played: list[Any], capsys: pytest.Cap
     players = ("random", SCRIPT + "best", SCRIPT + "empty", SCRIPT + "echo")
     Tasks(ids=(DIALOGUE,), players=players, seeds=(3,), out=tmp_path)()
     text = (tmp_path / "tasks.md").read_text()
-    three = "3.00 [3.00, 3.00]"
+    three = "3.00 [3.00, 3.00]*"
     assert f"| {DIALOGUE} | tokens | token, 2048 | 3 tokens | {three} | - | - | - | {three} (empty) |" in text
     assert "Scores" in capsys.readouterr().out
 
 
 def test_shares_of_the_best_player() -> None:
-    def at(mean: float) -> Interval:
-        return Interval(mean, mean, mean)
+    def at(mean: float) -> Score:
+        return Score(mean, mean, mean, 3)
 
     scores = {SCRIPT + "best": at(1.0), SCRIPT + "empty": at(-1.0), SCRIPT + "copy": at(0.5), "ppo": at(2.0)}
     text = tasks.markdown(tasks.trick_table({"an id": scores}))
@@ -90,10 +89,22 @@ def test_shares_of_the_best_player() -> None:
     ]
 
 
-def test_scores_need_all_seeds() -> None:
-    results = {(DIALOGUE, "random", seed): row(seed=seed) for seed in (0, 1)}
-    assert tasks.collect(results, [DIALOGUE], [0, 1])[DIALOGUE]["random"].mean == 1.5
-    assert tasks.collect(results, [DIALOGUE], [0, 1, 2])[DIALOGUE] == {}
+def test_scores_of_few_seeds_are_marked() -> None:
+    results = {(DIALOGUE, "random", seed): row(seed=seed, returns=[float(seed)] * 4) for seed in (0, 2, 4)}
+    assert str(tasks.collect(results)[DIALOGUE]["random"]).startswith("2.00 [0.00, 4.00]")
+    assert not str(tasks.collect(results)[DIALOGUE]["random"]).endswith("*")
+    del results[DIALOGUE, "random", 4]
+    assert str(tasks.collect(results)[DIALOGUE]["random"]) == "1.00 [0.00, 2.00]*"
+
+
+def test_a_run_of_some_cells_keeps_the_others_in_the_table(tmp_path: Path, played: list[Any]) -> None:
+    Tasks(ids=(DIALOGUE,), players=("random",), seeds=(0, 1, 2), out=tmp_path)()
+    Tasks(ids=("TextGen-QA-v0",), players=("random",), seeds=(5,), out=tmp_path)()
+    lines = (tmp_path / "tasks.md").read_text().splitlines()
+    assert [line.split(" | ")[4] for line in lines if line.startswith("| TextGen")] == [
+        "1.00 [0.00, 2.00]",
+        "5.00 [5.00, 5.00]*",
+    ]
 
 
 def test_unknown_ids_and_players_are_refused(tmp_path: Path) -> None:
