@@ -45,7 +45,8 @@ HYPERPARAMETERS: dict[str, Any] = {
     "exploration_fraction": 0.15,
     "exploration_final_eps": 0.01,
 }
-NET_ARCH = (128, 128)
+# Hidden units with and without `HeadCentred`: the plain grid needs more of them, and about 1 M moves.
+NET_ARCH, PLAIN_NET_ARCH = (128, 128), (256, 256)
 
 
 class HeadCentred(BaseFeaturesExtractor):
@@ -167,9 +168,9 @@ def greedy_policy(model: Any) -> Callable[[np.ndarray], np.ndarray]:
 
 def make_model(env: Any, seed: int, head_centred: bool) -> DQN:
     """Stock DQN with the shipped hyperparameters."""
-    policy_kwargs: dict[str, Any] = {"net_arch": list(NET_ARCH)}
+    policy_kwargs: dict[str, Any] = {"net_arch": list(PLAIN_NET_ARCH)}
     if head_centred:
-        policy_kwargs["features_extractor_class"] = HeadCentred
+        policy_kwargs = {"net_arch": list(NET_ARCH), "features_extractor_class": HeadCentred}
     fall = FIRST_LEARNING_RATE - LAST_LEARNING_RATE
     return DQN(
         "MlpPolicy",
@@ -184,7 +185,10 @@ def make_model(env: Any, seed: int, head_centred: bool) -> DQN:
 
 @dataclass(frozen=True)
 class TrainSnake:
-    """Train SB3's DQN on the grid observation, play test games, write curve, numbers and a moving picture."""
+    """Train SB3's DQN on the grid observation, play test games, write curve, numbers and a moving picture.
+
+    The files are `snake_dqn.{csv,json,png,gif}`, `snake_dqn_plain.*` without the head-centred view.
+    """
 
     steps: int = 400_000
     """Moves to train for."""
@@ -197,7 +201,7 @@ class TrainSnake:
     out: Path = Path("benchmarks/results")
 
     def __call__(self) -> None:
-        """Trains, evaluates the weights that validated best, and writes `snake_dqn.{csv,json,png,gif}`."""
+        """Trains, tests the weights that validated best, and writes the files."""
         self.out.mkdir(parents=True, exist_ok=True)
         env = make_vec_env(ENV_ID, self.num_envs, seed=self.seed, **MODES)
         model = make_model(env, self.seed, self.head_centred)
@@ -209,10 +213,11 @@ class TrainSnake:
         task = Snake(LanguageModel.load(lazy=True), split="test")
         for name in ("best", "greedy_open", "greedy", "random"):
             tests[name] = play_scripted(task, name, self.games).summary()
-        _write_csv(self.out / "snake_dqn.csv", validation.curve)
-        write_json(self.out / "snake_dqn.json", self._report(validation.curve, tests))
-        plot(self.out / "snake_dqn.png", validation.curve, tests)
-        film(self.out / "snake_dqn.gif", greedy_policy(model), seed=30_000)
+        path = self.out / ("snake_dqn" if self.head_centred else "snake_dqn_plain")
+        _write_csv(path.with_suffix(".csv"), validation.curve)
+        write_json(path.with_suffix(".json"), self._report(validation.curve, tests))
+        plot(path.with_suffix(".png"), validation.curve, tests)
+        film(path.with_suffix(".gif"), greedy_policy(model), seed=30_000)
         for name, summary in tests.items():
             eaten = summary["eaten"]
             interval = f"{eaten['mean']:.2f} [{eaten['low']:.2f}, {eaten['high']:.2f}]"
@@ -220,7 +225,8 @@ class TrainSnake:
 
     def _report(self, curve: Sequence[Mapping[str, float]], tests: Mapping[str, Any]) -> dict[str, Any]:
         rates = {"first_learning_rate": FIRST_LEARNING_RATE, "last_learning_rate": LAST_LEARNING_RATE}
-        settings = {**asdict(self), "out": str(self.out), "net_arch": NET_ARCH, **rates, **HYPERPARAMETERS}
+        net_arch = NET_ARCH if self.head_centred else PLAIN_NET_ARCH
+        settings = {**asdict(self), "out": str(self.out), "net_arch": net_arch, **rates, **HYPERPARAMETERS}
         versions = {"stable_baselines3": stable_baselines3.__version__, "torch": th.__version__}
         best = max(curve, key=lambda row: row["validation"])
         return {
