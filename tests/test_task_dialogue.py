@@ -62,7 +62,7 @@ def episode(task: Dialogue, player: Player, index: int) -> list[tuple[str, Feedb
     state, turns = begin(task, index), []
     while True:
         line = player(state)
-        feedback = say(task, state, " " + line, len(turns))
+        feedback = say(task, state, line, len(turns))
         turns.append((line, feedback))
         if feedback.done:
             return turns
@@ -259,7 +259,7 @@ def test_conversations_fit_the_context(language_model: LanguageModel) -> None:
             tokens = len(language_model.encode_prompt(state.prompt))
             while True:
                 annoys = state.annoyances < state.columns["patience"] - 1
-                line = " Something else, please." if annoys else " " + best(state)
+                line = " Something else, please." if annoys else best(state)
                 assert len(language_model.encode(line + "\n")) <= MAX_NEW_TOKENS
                 feedback = say(task, state, line, turn, reason="length")
                 tokens += MAX_NEW_TOKENS

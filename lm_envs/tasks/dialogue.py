@@ -223,8 +223,9 @@ class Dialogue(RecordTask):
     `polite` is the share of the turns up to the stars with a polite word ("please", "sorry", "thank", ...),
     `goodbye` is 1 if the turn after the stars is polite, makes no promise and has at most 10 words. A turn
     that says nothing gets -0.1; an agent that always says nothing gets minus 0.1 times the patience. These
-    parts are in `info["reward_parts"]` of every turn. `info["stars"]`, 1 to 5, comes with the rating: 5 less
-    the annoyances, less 1 if not even half of the turns were polite.
+    parts are in `info["reward_parts"]` of every turn, the customer's answer in `info["reply"]`.
+    `info["stars"]`, 1 to 5, comes with the rating: 5 less the annoyances, less 1 if not even half of the turns
+    were polite.
 
     ## Levels
     | Level    | Rules | Facts to ask for                         | Patience |
@@ -337,7 +338,7 @@ class Dialogue(RecordTask):
         everything = (
             f"Please, the {', the '.join((*VALUES, 'problem'))}? You get a {', a '.join(every_offer)}."
         )
-        return {
+        players: dict[str, Player] = {
             "best": best,
             "silence": lambda state: "",
             "echo": last_line,
@@ -349,6 +350,7 @@ class Dialogue(RecordTask):
             ),
             "ask and guess": ask_and_guess,
         }
+        return {name: spaced(player) for name, player in players.items()}
 
     def _answer(self, state: DialogueState, completion: Completion, rng: np.random.Generator) -> Feedback:
         heard = completion.text.strip()
@@ -499,6 +501,16 @@ def sample(dice: Dice, options: Sequence[str], size: int) -> list[str]:
     """`size` different options in random order."""
     rest = list(options)
     return [rest.pop(dice.below(len(rest))) for _ in range(size)]
+
+
+def spaced(player: Player) -> Player:
+    """Writes the blank behind "Desk:" too, unless nothing follows it."""
+
+    def write(state: DialogueState) -> str:
+        line = player(state)
+        return f" {line}" if line else ""
+
+    return write
 
 
 def best(state: DialogueState) -> str:
