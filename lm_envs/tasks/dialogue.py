@@ -224,8 +224,8 @@ class Dialogue(RecordTask):
     `goodbye` is 1 if the turn after the stars is polite, makes no promise and has at most 10 words. A turn
     that says nothing gets -0.1; an agent that always says nothing gets minus 0.1 times the patience. These
     parts are in `info["reward_parts"]` of every turn, the customer's answer in `info["reply"]`.
-    `info["stars"]`, 1 to 5, comes with the rating: 5 less the annoyances, less 1 if not even half of the turns
-    were polite.
+    `info["stars"]`, 1 to 5, comes with the rating: 5 less the annoyances, less 1 if not even half of the
+    turns were polite.
 
     ## Levels
     | Level    | Rules | Facts to ask for                         | Patience |
