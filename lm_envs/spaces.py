@@ -1,11 +1,11 @@
-"""A space of ordinary text."""
+"""Spaces that Gymnasium has not: ordinary text, and discrete actions of which some are masked for now."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Space
+from gymnasium.spaces import Discrete, MultiDiscrete, Space
 
 # What samples are made of: ASCII, and characters of two, three and four bytes.
 _SAMPLE_CHARACTERS = [chr(code) for code in range(32, 127)] + list("\n\téßœЖδ中文“”…🙂")
@@ -59,3 +59,35 @@ class UnicodeText(Space[str]):
 
     def __hash__(self) -> int:
         return hash(("UnicodeText", self.max_length))
+
+
+class MaskedDiscrete(Discrete):
+    """`Discrete(n)` whose samples keep to the mask of the moment, so that random agents need not know of it.
+
+    What the space contains does not change with the mask.
+
+    Attributes:
+        mask: (n,) int8, 1 for what may be sampled now; None: everything. The environment keeps it up to date.
+    """
+
+    mask: np.ndarray | None = None
+
+    def sample(self, mask: Any = None, probability: Any = None) -> np.int64:
+        """As `Discrete.sample`; without a mask or probabilities, with the mask of the moment."""
+        return super().sample(self.mask if mask is None and probability is None else mask, probability)
+
+
+class MaskedMultiDiscrete(MultiDiscrete):
+    """One `MaskedDiscrete(n)` for each of B slots.
+
+    Attributes:
+        mask: (B, n) int8 or None, as there.
+    """
+
+    mask: np.ndarray | None = None
+
+    def sample(self, mask: Any = None, probability: Any = None) -> np.ndarray:
+        """As `MultiDiscrete.sample`; without a mask or probabilities, with the mask of the moment."""
+        if mask is None and probability is None and self.mask is not None:
+            mask = tuple(self.mask)
+        return super().sample(mask, probability)

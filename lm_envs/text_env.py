@@ -15,6 +15,7 @@ from lm_envs.core import ClonedState, EnvCore, draw_keys
 from lm_envs.options import check_options
 from lm_envs.rendering import Renderer
 from lm_envs.replay import pack_generator, unpack_generator
+from lm_envs.spaces import MaskedDiscrete
 from lm_envs.tasks import Task
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class TextGenEnv(gymnasium.Env):
     one. It ends with EOS, or with its stop string if it has one; for a model without EOS it just ends, with
     `finish_reason` "stop". If the task allows some choices only, the mask is in `info["action_mask"]`,
     `(N,)` int8, 1 for what is allowed, under the same key in a `Dict` observation, and in `action_masks()`;
-    `action_space.sample(mask=info["action_mask"])` draws from it. Other actions raise `InvalidAction`.
+    `action_space.sample()` keeps to it. Other actions raise `InvalidAction`.
 
     ## Rewards
     The task's reward, one finite float paid on the token that ends a turn; 0 on all other tokens. Unless
@@ -319,6 +320,8 @@ class TextGenEnv(gymnasium.Env):
     def _look(self) -> tuple[Any, dict[str, Any]]:
         batch, offers = self._core.view.look(self._slots)
         self._core.offers = offers or {}
+        if isinstance(self.action_space, MaskedDiscrete):
+            self.action_space.mask = self._core.offers["action_mask"][0].copy()
         info = {key: values[0].copy() for key, values in self._core.offers.items()}
         observation = {key: value[0] for key, value in batch.items()} if isinstance(batch, dict) else batch[0]
         return observation, info

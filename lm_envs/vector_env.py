@@ -16,6 +16,7 @@ from lm_envs.episodes import Step
 from lm_envs.options import check_options, check_reset_mask
 from lm_envs.rendering import Renderer
 from lm_envs.replay import pack_generator, unpack_generator
+from lm_envs.spaces import MaskedDiscrete, MaskedMultiDiscrete
 from lm_envs.tasks import Task
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class TextGenVectorEnv(VectorEnv):
         self.single_action_space = self._core.view.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        if isinstance(self.single_action_space, MaskedDiscrete):
+            self.action_space = MaskedMultiDiscrete([self.single_action_space.n] * num_envs)
         self.render_mode = render_mode
         self._renderer = Renderer(self._core, render_mode, self.metadata["render_modes"])
 
@@ -265,6 +268,8 @@ class TextGenVectorEnv(VectorEnv):
         if not offers:
             return
         self._core.offers = offers
+        if isinstance(self.action_space, MaskedMultiDiscrete):
+            self.action_space.mask = offers["action_mask"].copy()
         for key, values in offers.items():
             infos[key] = np.zeros_like(values)
             infos[key][slots] = values[slots]

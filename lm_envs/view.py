@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from lm_envs.episodes import Episodes
-from lm_envs.spaces import UnicodeText
+from lm_envs.spaces import MaskedDiscrete, UnicodeText
 
 if TYPE_CHECKING:
     from lm_envs.decoding import Decoder, Snapshot
@@ -62,8 +62,9 @@ class View:
         self.episodes = episodes
         self.observation, self.actions = observation, actions
         num_actions = {"token": language_model.vocab_size, "top_k": top_k}
-        self.action_space = spaces.Discrete(num_actions.get(actions) or len(choices[actions]))
         self.is_masked = actions in choices and hasattr(task, "allowed")
+        kind = MaskedDiscrete if self.is_masked else spaces.Discrete
+        self.action_space = kind(num_actions.get(actions) or len(choices[actions]))
         self._decoder: Decoder | None = None
         self.observation_space = self._make_observation_space()
 

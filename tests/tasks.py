@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.utils import RecordConstructorArgs
 
 from lm_envs.tasks import Append, Completion, Feedback, Replace
 
@@ -150,21 +148,3 @@ class Walk:
         apples[rng.integers(self.PLACES)] = 1
         following = self._at(place, tuple(apples), state.moves - 1)
         return Feedback(reward, following.moves == 0, following, context=Append(f" {following.prompt}"))
-
-
-class AllowedOnly(RecordConstructorArgs, gymnasium.ActionWrapper):
-    """Takes the next allowed action in place of a masked one: checkers of Gymnasium and SB3 know no masks."""
-
-    def __init__(self, env: gymnasium.Env) -> None:
-        RecordConstructorArgs.__init__(self)
-        gymnasium.ActionWrapper.__init__(self, env)
-
-    def action(self, action: Any) -> Any:
-        mask = self.get_wrapper_attr("action_masks")()
-        following = np.roll(np.arange(len(mask)), -int(action))
-        return following[mask[following]][0]
-
-
-def legal(env: gymnasium.Env) -> gymnasium.Env:
-    """The environment, made to take any action."""
-    return AllowedOnly(env) if env.has_wrapper_attr("action_masks") else env

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -371,3 +372,31 @@ def test_states_of_finished_episodes_reach_the_task(tiny_gpt2: str) -> None:
     (state,) = env._core.episodes.arrays.states
     assert isinstance(state, WalkState)
     assert (state.place, state.moves) == (2, 0)
+
+
+def test_samples_keep_to_the_mask(tiny_gpt2: str) -> None:
+    """Random agents and checkers know no masks: whole episodes of plain samples are legal."""
+    env = make(tiny_gpt2)
+    env.action_space.seed(0)
+    _, info = env.reset(seed=0)
+    for _ in range(60):
+        mask = info["action_mask"]
+        assert mask.any()
+        seen = {int(env.action_space.sample()) for _ in range(60)}
+        assert seen == set(np.flatnonzero(mask).tolist())
+        _, _, terminated, truncated, info = env.step(env.action_space.sample())
+        if terminated or truncated:
+            _, info = env.reset()
+    space = pickle.loads(pickle.dumps(env.action_space))
+    assert space == env.action_space == gymnasium.spaces.Discrete(len(mask))
+    space.mask = np.eye(len(mask), dtype=np.int8)[0]
+    assert {int(space.sample()) for _ in range(20)} == {0}
+    assert all(map(space.contains, range(len(mask)))), "what a space contains does not depend on its mask"
+
+
+def test_batched_samples_keep_to_the_masks(tiny_gpt2: str) -> None:
+    envs = TextGenVectorEnv(4, Walk(), tiny_gpt2, actions="move", max_new_tokens=12)
+    envs.action_space.seed(0)
+    envs.reset(seed=0)
+    for _ in range(30):
+        envs.step(envs.action_space.sample())
