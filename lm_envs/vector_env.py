@@ -92,7 +92,7 @@ class TextGenVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         if isinstance(self.single_action_space, MaskedDiscrete):
-            self.action_space = MaskedMultiDiscrete([self.single_action_space.n] * num_envs)
+            self.action_space = MaskedMultiDiscrete([int(self.single_action_space.n)] * num_envs)
         self.render_mode = render_mode
         self._renderer = Renderer(self._core, render_mode, self.metadata["render_modes"])
 
