@@ -104,7 +104,7 @@ class Train:
     gae_lambda: float | None = None
     """PPO, A2C; on texts 0.95."""
     ent_coef: float | None = None
-    """PPO, A2C; on texts 0."""
+    """PPO, A2C; on texts 0, constant; on toys it falls to 0."""
     model: str | None = None
     """Texts only: folder or hub id of the causal language model; None: the bundled one."""
     n_steps: int | None = None

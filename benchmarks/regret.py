@@ -97,7 +97,7 @@ def run(toy: str, algo: str, seed: int, timesteps: int) -> Row:
     judge = Judge(learner, env)
     with one_thread():
         began, began_cpu = time.perf_counter(), time.process_time()
-        learner.learn(timesteps)
+        learner.learn(timesteps, callback=learners.callbacks(learner))
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     point = judge()
     return Row(

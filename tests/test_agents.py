@@ -56,6 +56,10 @@ def test_resumed_run_equals_uninterrupted_one(tiny_llama, tmp_path):
     )
     assert whole == halves
     assert json.loads((tmp_path / "halves" / "evaluation.json").read_text())["steps"] == 96
+    with pytest.raises(SystemExit, match=r"--learning-rate 0\.1 cannot be set with --resume.* 0\.0002 here"):
+        Train(out=tmp_path / "halves", resume=True, learning_rate=0.1)()
+    with pytest.raises(SystemExit, match="--overwrite True cannot be set with --resume"):
+        Train(out=tmp_path / "halves", resume=True, overwrite=True)()
 
 
 def test_existing_run_is_not_overwritten(tiny_gpt2, tmp_path):
@@ -132,6 +136,15 @@ def test_env_kwargs_must_be_a_json_object(tiny_gpt2, tmp_path):
         with pytest.raises(SystemExit, match="JSON object"):
             Train(model=tiny_gpt2, env_kwargs=wrong, out=tmp_path / "run")()
         assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_cannot_start_replaces_nothing(tiny_gpt2, tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(SystemExit, match="JSON object"):
+        Train(model=tiny_gpt2, env_kwargs="[1]", out=tmp_path, overwrite=True)()
+    with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
+        Train(model=tiny_gpt2, env_kwargs='{"prompts": "missing.txt"}', out=tmp_path, overwrite=True)()
+    assert (tmp_path / "settings.json").exists()
 
 
 class FakeLogger:

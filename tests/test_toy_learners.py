@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from small_runs import AtRolloutEnd
 from transformers import AutoModelForCausalLM
 
 import benchmarks.regret
 from agents.tabular import QLearning, make_env
 from agents.tabular.run import Tabular
-from agents.toy.learners import FAMILIES, TOYS
+from agents.toy.learners import FAMILIES, TOYS, callbacks, dqn, ppo, q_learning
 from agents.toy.run import FLOOR, LABELS, draw, read_curves
 from agents.toy.transformer import next_token_probabilities
 from agents.train import Train
@@ -191,6 +192,23 @@ def test_too_large_to_solve(tmp_path: Path) -> None:
     # An untrained policy is about uniform: 1 letter of 8 right, and regret 1. Both are estimates.
     assert result["return"] == pytest.approx(1 / 8, abs=0.03)
     assert result["regret"] == pytest.approx(1, abs=0.05)
+
+
+def test_entropy_coefficient_falls_to_zero() -> None:
+    learner = ppo(TOY, DIALS, 0, n_envs=4, ent_coef=0.4)
+    seen: list[float] = []
+    learner.learn(
+        10 * 8, callback=[*callbacks(learner), AtRolloutEnd(lambda model: seen.append(model.ent_coef))]
+    )
+    np.testing.assert_allclose(seen, [0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0, 0], atol=1e-12)
+    assert callbacks(q_learning(TOY, DIALS, 0)) == []
+
+
+def test_neighbouring_seeds_share_no_episodes() -> None:
+    """SB3 seeds slot i by seed + i: seeds 0 and 1 would share all prompts but one."""
+    prompts = [dqn(TOY, {"length": 5}, seed, n_envs=64).env.reset()[:, :15] for seed in (0, 1, 0)]
+    np.testing.assert_array_equal(prompts[0], prompts[2])
+    assert (prompts[0][1:] != prompts[1][:-1]).any(axis=1).mean() > 0.9
 
 
 def test_sweep_makes_each_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.vector import VectorEnv
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import TqdmExperimentalWarning
 
@@ -96,13 +98,16 @@ class Judge:
         return float(returns.mean())
 
 
-def learn(judge: Judge, total_timesteps: int, points: int) -> tuple[list[Point], float]:
+def learn(
+    judge: Judge, total_timesteps: int, points: int, callbacks: Iterable[BaseCallback] = ()
+) -> tuple[list[Point], float]:
     """Lets the judged learner learn, and measures it.
 
     Args:
         judge: of a learner that is new.
         total_timesteps: environment steps.
         points: points of the learning curve after the first, at equal distances on a logarithmic axis.
+        callbacks: further SB3 callbacks.
 
     Returns:
         The learning curve, from the untrained policy to the last one, and the seconds (wall clock) that
@@ -127,6 +132,7 @@ def learn(judge: Judge, total_timesteps: int, points: int) -> tuple[list[Point],
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TqdmExperimentalWarning)  # SB3's progress bar
-        learner.learn(total_timesteps, callback=measure, progress_bar=True)
+        hooks = [*callbacks, ConvertCallback(measure)]
+        learner.learn(total_timesteps, callback=hooks, progress_bar=True)
     seconds = time.perf_counter() - began - measuring
     return [*curve, judge()], seconds

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.tabular import QLearning, TabularAgent, make_env
@@ -88,16 +89,17 @@ def ppo(
     n_envs: int = 512,
     n_epochs: int = 4,
     batch_size: int | None = None,
-    learning_rate: float = 7e-4,
+    learning_rate: float = 2e-3,
     clip_range: float = 0.2,
-    gae_lambda: float = 1.0,
-    ent_coef: float = 0.0,
+    gae_lambda: float = 0.95,
+    ent_coef: float = 0.05,
 ) -> PPO:
     """Stock PPO with `TransformerPolicy`: a transformer of 2 layers x 32, from random weights.
 
     A rollout is one text in every slot. Arguments as `q_learning`'s and SB3's; batch_size None is a quarter
-    of a rollout. The learning rate begins low and falls to 0: large steps can make a wrong token so certain
-    that the right one is never drawn again.
+    of a rollout. The learning rate falls to 0, and so does the entropy coefficient, if learning is done with
+    `callbacks`: without it PPO becomes certain of wrong tokens on some texts while it learns others, and
+    never draws the right ones again. Advantages are not whitened: rewards and entropy keep their proportion.
     """
     env = make_vec_env(env_id, n_envs, **env_kwargs)
     steps = toy_task(env.env).rule.length
@@ -114,8 +116,9 @@ def ppo(
             gamma=1.0,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
-            normalize_advantage=False,  # the buffer whitens the whole rollout
+            normalize_advantage=False,
             rollout_buffer_class=EpisodeRolloutBuffer,
+            rollout_buffer_kwargs={"whiten_advantages": False},
             policy_kwargs={"model": folder},
             seed=spread(seed),
             device="cpu",
@@ -123,7 +126,27 @@ def ppo(
 
 
 FAMILIES: dict[str, Callable[..., Any]] = {"q_learning": q_learning, "dqn": dqn, "ppo": ppo}
-TIMESTEPS = {"q_learning": 10_000_000, "dqn": 150_000, "ppo": 700_000}
+TIMESTEPS = {"q_learning": 10_000_000, "dqn": 150_000, "ppo": 350_000}
+
+
+class EntropyDecay(BaseCallback):
+    """Lowers PPO's entropy coefficient linearly, to 0 when 80% of the training are done."""
+
+    model: PPO
+
+    def _on_training_start(self) -> None:
+        self.first, self.total_timesteps = self.model.ent_coef, self.locals["total_timesteps"]
+
+    def _on_rollout_start(self) -> None:
+        self.model.ent_coef = self.first * max(0.0, 1 - self.num_timesteps / (0.8 * self.total_timesteps))
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def callbacks(learner: Any) -> list[BaseCallback]:
+    """What belongs to a learner's `learn`."""
+    return [EntropyDecay()] if isinstance(learner, PPO) else []
 
 
 def spread(seed: int) -> int:

@@ -83,7 +83,7 @@ def train_toy(
         sys.exit(f"{env_id} with {env_kwargs} and {dict(changes)}: {error}")
     steps = learners.TIMESTEPS[algo] if total_timesteps is None else total_timesteps
     with one_thread():
-        curve, seconds = learn(judge, steps, points)
+        curve, seconds = learn(judge, steps, points, learners.callbacks(learner))
     settings = {"env": env_id, "algo": algo, "env_kwargs": env_kwargs, "seed": seed, "total_timesteps": steps}
     finish(folder, judge, curve, seconds, {**settings, **changes})
     figure = draw(read_curves(out), env_id)
