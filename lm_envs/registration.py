@@ -16,7 +16,7 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
     "TextGen-Control-v0": (TEXT, VECTOR, {"task": "control", "max_new_tokens": 72}),
     "TextGen-Dialogue-v0": (TEXT, VECTOR, {"task": "dialogue", "max_new_tokens": 24, "stop": "\n"}),
     "TextGen-QA-v0": (TEXT, VECTOR, {"task": "qa", "max_new_tokens": 16, "stop": "\n"}),
-    "TextGen-Sentiment-v0": (TEXT, VECTOR, {"task": "sentiment", "max_new_tokens": 48}),
+    "TextGen-Sentiment-v0": (TEXT, VECTOR, {"task": "sentiment", "max_new_tokens": 56}),
     "TextGen-Story-v0": (TEXT, VECTOR, {"task": "story", "max_new_tokens": 80}),
     "TextGen-Summarization-v0": (TEXT, VECTOR, {"task": "summarization", "max_new_tokens": 56, "stop": "\n"}),
     "TextGen-Edit-v0": (

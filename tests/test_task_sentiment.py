@@ -54,7 +54,8 @@ def test_praise_is_praise_and_blame_is_blame() -> None:
             assert sum(tone(f"{start} {word}.") > 0 for word in variants(good)) >= 1
     for templates, sign in ((VERDICTS["good"], 1), (VERDICTS["bad"], -1)):
         for template in templates:
-            assert all(sign * tone(text) >= 0 for text in variants(template)), template
+            texts = [text.format(it=f"this {it}") for text in variants(template) for it in SUBJECTS]
+            assert all(sign * tone(text) >= 0 for text in texts), template
 
 
 def test_prompts_begin_as_the_level_says(bundled: LanguageModel) -> None:
@@ -82,7 +83,7 @@ def test_natural_reviews_end_either_way(bundled: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "expected"), [("easy", 2689479061), ("medium", 3373053888), ("hard", 2784741306)]
+    ("level", "expected"), [("easy", 2614276064), ("medium", 1885979738), ("hard", 3791795904)]
 )
 def test_instances_are_the_same_everywhere(bundled: LanguageModel, level: Any, expected: int) -> None:
     assert checksum(SentimentSteering(bundled, level=level)) == expected
@@ -110,8 +111,8 @@ def test_levels_begin_worse_and_worse(bundled: LanguageModel) -> None:
 def test_prompts_and_best_answers_fit(bundled: LanguageModel) -> None:
     for level in LEVELS:
         prompt, answer = longest(SentimentSteering(bundled, level=level), 400)
-        assert answer <= 48
-        assert prompt + 48 <= 256
+        assert answer <= 56
+        assert prompt + 56 <= 256
 
 
 # Rewards and players

@@ -83,30 +83,32 @@ class Control(SingleTurn):
     Generated lists hold for the story's own ending, so all of them can be met at once.
 
     ## Reward
-    `share of the demands met + fluency`, from -1 to 1. Fluency is typicality under the frozen model plus a
-    slack, cut to -1..0, as in `TextGen-v0`. A completion without words meets no demand; an empty one gets -1.
+    `share of the demands met + fluency`, from -1 to 1. Fluency is typicality under the frozen model plus
+    a slack, cut to -1..0, as in `TextGen-v0`. A completion without words meets no demand; an empty one
+    gets -1.
 
     ## Levels
     The number of demands: "easy" 2, "medium" 4, "hard" 6.
 
     ## Data
-    `opening` (text) and `demands` (a list of demands, or one text with semicolons between them). Generated
-    records have `reference`, an ending that meets them all.
+    `opening` (text) and `demands` (a list of demands, or one text with semicolons between them).
+    Generated records have `reference`, an ending that meets them all.
 
     ## Players
-    "best" writes `reference`. Tricks: the demanded words in a list that meets every other demand
-    too ("words"), copying the demands, copying the opening, a pleasing sentence, a pleasing sentence for
-    this hero.
+    "best" writes `reference`. Tricks: the demanded words in a list that meets every other demand too
+    ("words"), copying the demands, copying the opening, a pleasing sentence, a pleasing sentence for this
+    hero.
 
     ## How it could be hacked
-    A list of words with full stops in it meets every demand: without fluency it
-    gets as much as the best. Fluency takes 1 away for it, and leaves it half of the way from an empty text
-    to the best player. What `tests/test_task_control.py` does not exclude: a demanded word in a sentence
-    where it makes little sense costs the surprise of that one word only.
+    A list of words with full stops in it meets every demand: without fluency it gets as much as the best.
+    Fluency takes 1 away for it, and leaves it half of the way from an empty text to the best player. What
+    `tests/test_task_control.py` does not exclude: a demanded word in a sentence where it makes little
+    sense costs the surprise of that one word only.
 
     ## References
-    Keskar et al. 2019, "CTRL"; Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models"
-    (demands that a program can verify); Hutto & Gilbert 2014 (VADER); Meister et al. 2022 (typicality).
+    Keskar et al. 2019, "CTRL"; Zhou et al. 2023, "Instruction-Following Evaluation for Large Language
+    Models" (demands that a program can verify); Hutto & Gilbert 2014 (VADER); Meister et al. 2022
+    (typicality).
 
     Args:
         language_model: the frozen model of the environment, the judge of fluency.

@@ -27,8 +27,8 @@ class QuestionAnswering(SingleTurn):
     > *at a school by the lake*
 
     ## Reward
-    `0.5 exact_match + 0.5 token_f1`, 0 to 1, both with SQuAD's normalisation (case, punctuation
-    and articles do not count), for the best of the references. An empty completion gets 0.
+    `0.5 exact_match + 0.5 token_f1`, 0 to 1, both with SQuAD's normalisation (case, punctuation and
+    articles do not count), for the best of the references. An empty completion gets 0.
 
     ## Levels
     - "easy": the opening of a story; who wanted something, what, where, about what, and whom the hero knew.
@@ -43,17 +43,16 @@ class QuestionAnswering(SingleTurn):
     `context` (text), `question` (text) and `reference` (a text or a list of texts, all of them right).
 
     ## Players
-    "best" gives the first reference. Tricks: "unanswerable", which is the most frequent answer,
-    the first name in the text, the text's first eight words, its last sentence, the whole text, and the
-    question.
+    "best" gives the first reference. Tricks: "unanswerable", which is the most frequent answer, the first
+    name in the text, the text's first eight words, its last sentence, the whole text, and the question.
 
     ## How it could be hacked
     Always "unanswerable" gets its share, 0.2. Longer answers that hold the right one win recall and lose
     precision and the exact match. `tests/test_task_qa.py` shows that no trick gets 0.35.
 
     ## References
-    Rajpurkar et al. 2016, "SQuAD"; Rajpurkar et al. 2018, "Know What You Don't Know"
-    (unanswerable questions).
+    Rajpurkar et al. 2016, "SQuAD"; Rajpurkar et al. 2018, "Know What You Don't Know" (unanswerable
+    questions).
 
     Args:
         language_model: the frozen model of the environment.

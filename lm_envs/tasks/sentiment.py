@@ -54,7 +54,7 @@ SUBJECTS: dict[str, tuple[str, tuple[Aspect, ...]]] = {
             ("The pictures were", "[beautiful|lovely|full of life]", "[ugly|poor|pale and dull]"),
         ),
     ),
-    "meal": (
+    "inn": (
         "We [had|ordered] [supper|lunch|a meal] at the inn [by the river|on the hill|at the lake] {when}.",
         (
             ("The soup was", "[delicious|hot and rich|excellent]", "[cold|awful|too salty]"),
@@ -90,8 +90,8 @@ SUBJECTS: dict[str, tuple[str, tuple[Aspect, ...]]] = {
             ("The seller was", "[honest|helpful|friendly]", "[a liar|rude|careless]"),
         ),
     ),
-    "play": (
-        "We [saw|went to] the [new play|puppet show|school play] [in the town hall|on the square] {when}.",
+    "show": (
+        "We [saw|went to] the [new show|puppet show|school show] [in the town hall|on the square] {when}.",
         (
             ("The actors were", "[brilliant|funny|wonderful]", "[terrible|bored|hard to hear]"),
             ("The music was", "[beautiful|merry|lovely]", "[too loud|awful|out of tune]"),
@@ -101,24 +101,25 @@ SUBJECTS: dict[str, tuple[str, tuple[Aspect, ...]]] = {
     ),
 }
 WHEN = "[last week|on Monday|on Friday|yesterday|in May|last winter|a month ago|in the autumn]"
+# What is said of all of it; {it} is "this book", say, so that no verdict fits every review.
 VERDICTS = {
     "good": (
-        "I [enjoyed|loved] [every minute|all of it].",
-        "I will [gladly|happily] come [back|again] [soon|next year].",
-        "[All in all|In short], it was [wonderful|great|excellent].",
-        "[Thank you|Many thanks] for [such a lovely time|so much joy|this pleasure]!",
-        "[My friends|My children] [loved it too|were delighted|were very happy].",
-        "I can [only recommend|warmly recommend] it.",
-        "It was [the best|the nicest] I have known [in years|so far].",
+        "I [enjoyed|loved] [everything about|all of] {it}.",
+        "I will [gladly|happily] [tell my friends about|think back to] {it}.",
+        "[All in all|In short], {it} was [wonderful|great|excellent].",
+        "[Thank you|Many thanks] for {it}, it was [a joy|a pleasure|a treat]!",
+        "[My friends|My children] [loved {it} too|were delighted by {it}|were happy with {it}].",
+        "I can [only|warmly] recommend {it}.",
+        "For me {it} was [the best|the nicest] [in years|so far].",
     ),
     "bad": (
-        "I [regretted|hated] [every minute|all of it].",
-        "I [will never|do not want to] come [back|again].",
-        "[All in all|In short], it was [horrible|bad|a disaster].",
-        "[What a shame|Shame on them] for [such a sad time|so much trouble|this swindle]!",
-        "[My friends|My children] [hated it too|were disappointed|were very angry].",
-        "I can [only warn you|only complain] about it.",
-        "It was [the worst|the poorest] I have known [in years|so far].",
+        "I [regretted|hated] [everything about|all of] {it}.",
+        "I will [sadly|angrily] [warn my friends of|complain about] {it}.",
+        "[All in all|In short], {it} was [horrible|bad|a disaster].",
+        "[What a shame|Shame on them] for {it}, it was [a pain|a torture|a swindle]!",
+        "[My friends|My children] [hated {it} too|were disappointed by {it}|were angry about {it}].",
+        "I can [only|strictly] warn you of {it}.",
+        "For me {it} was [the worst|the poorest] [in years|so far].",
     ),
 }
 # The tones of the sentences that a review begins with.
@@ -138,7 +139,7 @@ class SentimentSteering(SingleTurn):
 
     > Review: I stayed in this room for two nights. The view was a bad joke. The bed was
 
-    > *soft. The host was warm and helpful. I loved every minute. Thank you for so much joy!*
+    > *soft. The host was warm and helpful. I enjoyed everything about this room.*
 
     ## Reward
     `sentiment + 2 fluency`, from -3 to 1; an empty completion gets -2.
@@ -154,23 +155,24 @@ class SentimentSteering(SingleTurn):
     How the review begins. "easy": with praise. "medium": with praise and blame. "hard": with blame.
 
     ## Data
-    `prompt` (text). Generated records have `subject` (bakery, book, room, ...) and `reference`, the
-    rest of the review as its grammar goes on, positive in 6, 5 or 4 of 10 (easy, medium, hard).
+    `prompt` (text). Generated records have `subject` (bakery, book, room, ...) and `reference`, the rest
+    of the review as its grammar goes on, positive in 6, 5 or 4 of 10 (easy, medium, hard).
 
     ## Players
     "best": the most positive of 30 rests that the grammar offers. Tricks: "great great great", a list of
-    praise, the same praise for every review, copying the prompt, and the grammar's own mean, `reference`.
+    praise, the same praise for every review, and copying the prompt. "reference" is a natural review.
 
     ## How it could be hacked
-    By VADER alone "great great great" gets 0.95, as much as a good review.
-    Fluency takes 2 away for it, if the frozen model knows reviews: `tests/test_task_sentiment.py` shows
-    that with a model of this grammar no such text gets 90% of the way from an empty text to the best
-    player. The same praise after every prompt is no nonsense, and wins as far as the frozen model finds it
-    likely: the diversity of samples is to be watched beside the reward.
+    By VADER alone "great great great" gets 0.99, more than a good review (0.96). Fluency takes 2 away for
+    it if the frozen model knows reviews: `tests/test_task_sentiment.py` shows, with a word model of this
+    grammar, that no trick gets 70% of the way from an empty text to the best player. A model that knows
+    no reviews finds all of them surprising, and then only VADER counts. Where a reviewer would always
+    praise in the same words, so may an agent: watch the diversity of its samples beside the reward.
 
     ## References
-    Hutto & Gilbert 2014 (VADER); Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"
-    (continuations steered to positive sentiment under a KL penalty); Meister et al. 2022 (typicality).
+    Hutto & Gilbert 2014 (VADER); Ziegler et al. 2019, "Fine-Tuning Language Models from Human
+    Preferences" (continuations steered to positive sentiment under a KL penalty); Meister et al. 2022
+    (typicality).
 
     Args:
         language_model: the frozen model of the environment, the judge of fluency.
@@ -220,7 +222,7 @@ class SentimentSteering(SingleTurn):
 
     def players(self) -> dict[str, Player]:
         """See the class."""
-        praise = " wonderful. I loved every minute. Thank you for so much joy!"
+        praise = " wonderful. I loved everything about it. Thank you, it was a joy!"
         return {
             "best": _best,
             "great": lambda state: " great" * 12,
@@ -242,7 +244,7 @@ def rest(prompt: str, subject: str, tone: str, dice: Dice) -> str:
         sentences.append(_said(dice.pick(others), tone, dice))
     verdicts = list(VERDICTS[tone])
     for _ in range(1 + dice.below(2)):
-        sentences.append(expand(verdicts.pop(dice.below(len(verdicts))), {}, dice))
+        sentences.append(expand(verdicts.pop(dice.below(len(verdicts))), {"it": f"this {subject}"}, dice))
     return " " + " ".join(sentences)
 
 

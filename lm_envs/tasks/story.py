@@ -46,27 +46,27 @@ class StoryTask(SingleTurn):
       itself writes it, -1 for text that is a nat a token more surprising.
 
     ## Levels
-    "easy": the opening ends with the conflict, how it is solved is open. "medium": the conflict
-    is not told yet. "hard": the first sentence only. The kind of story (its genre: a voyage, a race, a
-    quarrel, ...) is the column `genre`.
+    "easy": the opening ends with the conflict, how it is solved is open. "medium": the conflict is not
+    told yet. "hard": the first sentence only. The kind of story (its genre: a voyage, a race, a quarrel,
+    ...) is the column `genre`. Whole stories need `max_new_tokens` of 96 at "medium" and 128 at "hard".
 
     ## Data
-    `prompt` (text) and `keywords` (a text or a list of texts to be kept). Generated records have `genre` and
-    `reference`, the rest of a story that ends well.
+    `prompt` (text) and `keywords` (a text or a list of texts to be kept). Generated records have `genre`
+    and `reference`, the rest of a story that ends well.
 
     ## Players
     "best" writes `reference`. Tricks: copying the opening, its last sentence, a pleasing sentence, a
     sentence that fits every story with this one's cast, and the bare keywords among happy words.
 
     ## How it could be hacked
-    Each part can be won by nonsense: relevance by a list of the cast, the arc by
-    a last word, variety by any list. Coherence takes 2 away for that: `tests/test_task_story.py` shows that
-    no trick gets two thirds of the way from an empty text to the best player. A name that stands at the
-    beginning of every sentence it is in and is none of the story world's is not seen to be new.
+    Each part can be won by nonsense: relevance by a list of the cast, the arc by a last word, variety by
+    any list. Coherence takes 2 away for that: `tests/test_task_story.py` shows that no trick gets two
+    thirds of the way from an empty text to the best player. A name that stands at the beginning of every
+    sentence it is in and is none of the story world's is not seen to be new.
 
     ## References
-    Li et al. 2016 (distinct-n); Hutto & Gilbert 2014 (VADER); Meister et al. 2022 (typicality); Reagan et al.
-    2016, "The emotional arcs of stories are dominated by six basic shapes".
+    Li et al. 2016 (distinct-n); Hutto & Gilbert 2014 (VADER); Meister et al. 2022 (typicality); Reagan et
+    al. 2016, "The emotional arcs of stories are dominated by six basic shapes".
 
     Args:
         language_model: the frozen model of the environment, the judge of coherence.

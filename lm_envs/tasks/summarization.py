@@ -40,28 +40,27 @@ class Summarization(SingleTurn):
     Data without the column `keywords` are judged by `rougeL + 0.5 length`, from -0.5 to 1.
 
     ## Levels
-    "easy": the text is the opening of a story, the summary leaves the outcome open. "medium": a
-    whole story, with its outcome: "it ended well", "it ended badly" or "life went on". "hard": the openings
-    of two stories, a sentence for each.
+    "easy": the text is the opening of a story, the summary leaves the outcome open. "medium": a whole
+    story, with its outcome: "it ended well", "it ended badly" or "life went on". "hard": the openings of
+    two stories, a sentence for each.
 
     ## Data
     `text` (text) and `reference` (a text or a list of them, all of them good summaries); optionally
     `keywords` (a text or a list of texts).
 
     ## Players
-    "best" gives the first reference. Tricks: the first sentence (lead-1), the first three
-    (lead-3), the whole text, its first 15 words, the first sentence's goal in the frame of the references
-    with a guess for the rest ("frame"), and that with both outcomes ("hedge").
+    "best" gives the first reference. Tricks: the first sentence (lead-1), the first three (lead-3), the
+    whole text, its first 15 words, the first sentence's goal in the frame of the references with a guess
+    for the rest ("frame"), and that with both outcomes ("hedge").
 
     ## How it could be hacked
-    All references are built alike. Their frame, filled with the goal that the
-    first sentence tells and with a guess, wins most of ROUGE-L (0.86 at "medium"): therefore half of the
-    reward is for the facts, and the frame gets 0.8 at most in all. `tests/test_task_summarization.py` shows
-    it for every trick.
+    All references are built alike. Their frame, filled with the goal that the first sentence tells and
+    with a guess, wins most of ROUGE-L (0.86 at "medium"): therefore half of the reward is for the facts,
+    and the frame gets 0.8 at most in all. `tests/test_task_summarization.py` shows it for every trick.
 
     ## References
-    Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries" (package rouge-score);
-    Nallapati et al. 2017, "SummaRuNNer" (lead-3 as the baseline to beat).
+    Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries" (package rouge-score); Nallapati et
+    al. 2017, "SummaRuNNer" (lead-3 as the baseline to beat).
 
     Args:
         language_model: the frozen model of the environment.
