@@ -19,6 +19,7 @@ from lm_envs.tasks.transcription import (
     Transcription,
     draw_text,
     mishear,
+    nearest_words,
     pronounce,
     spoken,
     vocabulary,
@@ -201,7 +202,7 @@ def test_tricks_fail_and_an_honest_listener_does_not(level: str) -> None:
     states = [task.opening(task.record(index), index) for index in range(100)]
     references = [state.columns["reference"] for state in states]
     means = {}
-    for name, player in task.players().items():
+    for name, player in (task.players() | {"nearest words": nearest_words}).items():
         values = task.reward([""] * 100, [player(state) for state in states], reference=references)
         means[name] = sum(values) / 100
     for index in range(10):  # the best of these as the answer to everything

@@ -49,9 +49,9 @@ class Transcription(SingleTurn):
 
     ## Players
     "best" gives the first reference. Tricks: "the", which is the most frequent word, the same sentence
-    always, the phonemes themselves, and the phonemes of each word written as one word. Not a trick but an
-    honest listener: "nearest words" takes the words of the dictionary with the fewest edits from what was
-    heard (where there are commas): about -0.03 at "easy" and -0.09 at "medium".
+    always, the phonemes themselves, and the phonemes of each word written as one word. No player, since it
+    knows the dictionary, is the honest listener `nearest_words`: the words with the fewest edits from what
+    was heard, where there are commas, get about -0.03 at "easy" and -0.09 at "medium".
 
     ## How it could be hacked
     Words that are in most texts are right for nothing: "the" alone gets about -0.8 to -0.9, a whole sentence
@@ -94,7 +94,6 @@ class Transcription(SingleTurn):
             "constant": lambda state: " " + constant,
             "copy": lambda state: " " + state.columns["phonemes"],
             "spelling": lambda state: " " + state.columns["phonemes"].replace(" ", "").replace(",", " "),
-            "nearest words": _nearest_words,
         }
 
 
@@ -307,7 +306,7 @@ def mishear(phonemes: tuple[str, ...], noise: tuple[int, int, int], dice: Dice) 
     return heard
 
 
-def _nearest_words(state: RecordState) -> str:
+def nearest_words(state: RecordState) -> str:
     """For what is heard between two commas, the word that is fewest edits away."""
     words = vocabulary()
     heard = [chunk.split() for chunk in state.columns["phonemes"].split(",")]
