@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import AtRolloutEnd, make_algorithm
+from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -98,9 +99,9 @@ def test_an_untrained_critic_is_off_by_the_exact_values(fitted: Path) -> None:
         return sum(p * value([*tokens, token]) for token, p in enumerate(probabilities))
 
     exact = [value(row[: mask.sum()].tolist()) for step in contexts for row, mask in zip(*step, strict=True)]
-    assert audit.values is not None
-    assert np.isnan(audit.values.correlation)
-    assert audit.values.rmse == pytest.approx(np.linalg.norm(exact) / np.sqrt(6), rel=1e-5)
+    values = audit.history[0].values
+    assert np.isnan(values.correlation)
+    assert values.rmse == pytest.approx(np.linalg.norm(exact) / np.sqrt(6), rel=1e-5)
 
 
 def test_gae_at_lambda_1_is_unbiased(fitted: Path) -> None:
@@ -114,11 +115,60 @@ def test_gae_at_lambda_1_is_unbiased(fitted: Path) -> None:
 
     model.learn(1, callback=[audit, AtRolloutEnd(look)])
     assert audit.evaluation is not None
-    assert audit.advantages is not None
     first = audit.evaluation.values[:3].mean()  # the states of the three prompts
     error = seen["gae"].std() / np.sqrt(4096)
     assert abs(seen["gae"][0].mean() - first) < 4 * error
-    assert audit.advantages.correlation > 0.3
+    assert audit.history[0].advantages.correlation > 0.3
+
+
+@pytest.mark.parametrize("observation", ["tokens", "index", "onehot"])
+def test_stock_policies_are_audited_too(observation: str) -> None:
+    """V by enumeration with the policy's own probabilities, GAE at lambda 0 by its definition."""
+    gamma, size = 0.9, 2
+    dials: Any = {"vocab_size": size, "length": 2, "reward_timing": "dense"}
+    env = gym.make("TextGen-ToyCopy-v0", observation=observation, **dials)
+    kind = "MultiInputPolicy" if observation == "tokens" else "MlpPolicy"
+    model = PPO(kind, env, n_steps=16, batch_size=16, gae_lambda=0.0, gamma=gamma, seed=0, device="cpu")
+    audit, found, seen = CriticAudit(env), {}, []
+
+    def chances(text: tuple[int, ...]) -> np.ndarray:
+        observed, _ = env.reset(options={"prompt": "".join("ab"[token] for token in text[:2])})
+        for token in text[2:]:
+            observed, *_ = env.step(token)
+        with torch.no_grad():
+            return model.policy.get_distribution(model.policy.obs_to_tensor(observed)[0]).distribution.probs[
+                0
+            ]
+
+    def worth(text: tuple[int, ...], token: int) -> float:
+        longer = (*text, token)
+        return float(token == text[len(text) - 2]) / 2 + gamma * (value(longer) if len(longer) < 4 else 0.0)
+
+    def value(text: tuple[int, ...]) -> float:
+        return sum(float(p) * worth(text, token) for token, p in enumerate(chances(text)))
+
+    def look(model: Any) -> None:
+        buffer = model.rollout_buffer
+        found["gae"] = (buffer.returns - buffer.values).ravel()
+        found["values"], actions = buffer.values.ravel().copy(), buffer.actions.ravel().astype(int).tolist()
+        texts = [tuple(text) for text in seen]
+        found["exact"] = np.array([value(text) for text in texts])
+        found["advantages"] = [worth(text, a) - value(text) for text, a in zip(texts, actions, strict=True)]
+
+    class Record(gym.Wrapper):
+        """Notes the context in which each action is taken."""
+
+        def step(self, action: Any) -> Any:
+            arrays = self.env.unwrapped._core.episodes.arrays
+            seen.append(arrays.tokens[0, : arrays.lengths[0]].tolist())
+            return self.env.step(action)
+
+    model.set_env(Record(gym.make("TextGen-ToyCopy-v0", observation=observation, **dials)))
+    model.learn(1, callback=[audit, AtRolloutEnd(look)])
+    values, advantages = audit.history[0].values, audit.history[0].advantages
+    assert values.rmse == pytest.approx(np.sqrt(np.mean((found["values"] - found["exact"]) ** 2)), abs=1e-6)
+    errors = found["gae"] - found["advantages"]
+    assert advantages.rmse == pytest.approx(np.sqrt(np.mean(errors**2)), abs=1e-6)
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.2])
@@ -138,20 +188,19 @@ def test_exact_values_make_gae_exact(fitted: Path, kl_coef: float) -> None:
     reference = LanguageModel.load(fitted, device="cpu")
     callbacks = [KLCallback(kl_coef, reference=reference), truth, AtRolloutEnd(plug_in), audit]
     model.learn(1, callback=callbacks)
-    assert audit.values.rmse < 1e-12
+    assert audit.history[0].values.rmse < 1e-12
     # The reference is the fitted model, not the n-gram model itself.
-    assert audit.advantages.rmse < (1e-6 if kl_coef == 0 else 1e-3)
-    assert audit.advantages.correlation > 0.999
+    assert audit.history[0].advantages.rmse < (1e-6 if kl_coef == 0 else 1e-3)
+    assert audit.history[0].advantages.correlation > 0.999
 
 
 def test_the_audit_sees_the_critic_learn(fitted: Path) -> None:
     model = learner(fitted, n_envs=128, n_epochs=4, learning_rate=1e-3)
-    audit, errors, logged = CriticAudit(model.env.env, every=4), [], []
-    record = AtRolloutEnd(lambda model: errors.append(audit.values.rmse))
+    audit, logged = CriticAudit(model.env.env, every=4), []
     names = AtRolloutEnd(lambda model: logged.append(set(model.logger.name_to_value)))
-    model.learn(17 * 6 * 128, callback=[audit, record, names])
-    assert errors[-1] < 0.5 * errors[0]
-    assert len(set(errors)) == 5
+    model.learn(17 * 6 * 128, callback=[audit, names])
+    assert [found.rollout for found in audit.history] == [1, 5, 9, 13, 17]
+    assert audit.history[-1].values.rmse < 0.5 * audit.history[0].values.rmse
     assert {"audit/value_rmse", "audit/advantage_correlation", "audit/objective"} <= logged[0]
 
 
@@ -171,3 +220,9 @@ def test_bad_input() -> None:
     env = gym.make("TextGen-ToyBigram-v0", **SMALL)
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         CriticAudit(env, every=0)
+    with pytest.raises(ValueError, match="does not show the whole state"):
+        CriticAudit(gym.make("TextGen-ToyBigram-v0", observation="last_k", **SMALL))
+    other = gym.make("TextGen-ToyBigram-v0", observation="index", **SMALL)
+    model = PPO("MlpPolicy", other, n_steps=4, batch_size=4, device="cpu")
+    with pytest.raises(ValueError, match=r"env must show Discrete\(40\) as in training, got Dict"):
+        model.learn(1, callback=CriticAudit(env))

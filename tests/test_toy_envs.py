@@ -72,6 +72,27 @@ def test_rewards_are_those_of_the_progress(env_id: str, timing: str) -> None:
         assert sum(rewards) == pytest.approx(progress[-1], abs=1e-12)
 
 
+# More texts than a table of scores holds.
+LARGE = {"Copy": (5, 6), "Reverse": (5, 6), "Translate": (5, 6), "Brackets": (6, 9), "Bigram": (9, 7)}
+LARGE["KeyDoor"] = (7, 8)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_scores_of_large_spaces_are_those_of_the_progress(name: str) -> None:
+    vocab_size, length = LARGE[name]
+    env = vector(f"TextGen-Toy{name}-v0", 200, vocab_size=vocab_size, length=length)
+    rule, space = env.task.rule, env.task.states
+    assert env.task.verdicts is None
+    actions = np.random.default_rng(0).integers(vocab_size, size=(200, length))
+    prompts = env.reset(seed=0)[0]["input_ids"][:, : rule.prompt_length]
+    if hasattr(rule, "target"):
+        actions[:100] = rule.target(prompts[:100])
+    texts, rewards = rollout(env, actions)
+    for row, score in zip(texts.tolist(), rewards[:, -1].tolist(), strict=True):
+        prompt, text = row[: space.prompt_length], row[space.prompt_length :]
+        assert score == pytest.approx(slow_progress(rule, prompt, text), abs=1e-12)
+
+
 def rollout(env: Any, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One episode of every slot: whole texts and rewards (B, T)."""
     observation, _ = env.reset(seed=0)
@@ -186,6 +207,10 @@ def test_observations_show_the_same_episode(env_id: str) -> None:
         assert onehot[:length].argmax(axis=1).tolist() == ids[:length].tolist()
         for mode, k in (("last_k", 2), ("last_4", 4)):
             assert seen[mode].tolist() == ([vocab_size] * k + ids[:length].tolist())[-k:]
+        batched = {mode: np.array([seen[mode]]) for mode in ("index", "onehot")}
+        batched["tokens"] = {key: values[None] for key, values in seen["tokens"].items()}
+        for mode, observations in batched.items():
+            assert envs[mode].view.state_numbers(observations).tolist() == [seen["index"]]
         if step == space.length:
             assert seen["index"] == space.end
             break

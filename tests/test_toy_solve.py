@@ -247,6 +247,13 @@ def test_the_soft_optimum_is_stationary_and_best() -> None:
         assert solution.evaluate(mixed).objective < solution.optimal_return
 
 
+def test_large_coefficients_do_not_round_the_values_away() -> None:
+    """V -> the reference's own value Q_ref as kl_coef grows, with an error of the order of 1 / kl_coef."""
+    solution = solve(make("Bigram"), kl_coef=1e12)
+    reference = solve(make("Bigram")).evaluate(solution.tables.reference)
+    assert abs(solution.values - reference.values).max() < TOLERANCE
+
+
 def test_frontier_goes_from_the_reference_to_the_optimum() -> None:
     env = make("Bigram")
     solution = solve(env)
@@ -315,6 +322,13 @@ def test_regret_by_rollouts_covers_the_truth() -> None:
         assert result.high - result.low == pytest.approx(2 * 1.96 * 0.0098, rel=0.15)
         covered += result.low <= expected <= result.high
     assert covered >= 34  # 38 of 40 are to be expected; fewer than 34 have a probability of 0.3%
+
+
+@pytest.mark.parametrize(("fill", "columns"), [(-1.0, 8), (np.nan, 8), (0.1, 8), (1 / 3, 3)])
+def test_regret_by_rollouts_checks_the_policy(fill: float, columns: int) -> None:
+    env = gymnasium.make("TextGen-ToyCopy-v0", vocab_size=8, length=6)
+    with pytest.raises(ValueError, match="policy must"):
+        regret(env, lambda observations: np.full((50, columns), fill), episodes=50)
 
 
 def test_regret_by_rollouts_refuses() -> None:
@@ -395,9 +409,10 @@ def test_functions_of_observations() -> None:
     ("policy", "error", "message"),
     [
         (np.full((3, 2), 0.5), ValueError, r"shape \(57, 2\)"),
-        (np.full((57, 2), 0.6), ValueError, "sum to 1, got .* in state 0"),
+        (np.full((57, 2), 0.6), ValueError, "sum to 1, got .* in row 0"),
         (np.full((57, 2), np.nan), ValueError, "sum to 1"),
         (np.tile([1.5, -0.5], (57, 1)), ValueError, "sum to 1"),
+        (lambda observations: np.full((56, 2), 0.4), ValueError, "sum to 1, got .* in row 0"),
         (lambda observations: np.full((3, 2), 0.5), ValueError, r"must return \(56, 2\) .*, got \(3, 2\)"),
         ("optimal", TypeError, "policy must be an array, a function or an SB3 model, got 'optimal'"),
     ],
@@ -439,9 +454,14 @@ def test_other_environments_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("dials", "size"),
-    [({"vocab_size": 4, "length": 6}, 5591041), ({"vocab_size": 8, "length": 8}, 40210708561921)],
+    [
+        ({"vocab_size": 4, "length": 6}, "5591041"),
+        ({"vocab_size": 8, "length": 8}, "40210708561921"),
+        # V^T prompts times V^(T-1) + ... + 1 texts: log10 of 1024^(1024 + 1023) is 6162.1.
+        ({"vocab_size": 1024, "length": 1024}, r"about 10\^6162"),
+    ],
 )
-def test_large_spaces_are_refused(dials: dict[str, int], size: int) -> None:
+def test_large_spaces_are_refused(dials: dict[str, int], size: str) -> None:
     with pytest.raises(ValueError, match=f"{size} states .at most {MAX_STATES}."):
         solve(gymnasium.make("TextGen-ToyCopy-v0", **dials))
 

@@ -16,31 +16,35 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import tyro
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
 
+from agents.toy.critic import Audited, CriticAudit
 from agents.toy.transformer import fit_to_ngram, save_toy_transformer
 from lm_envs.language_model import LanguageModel
 from lm_envs.sb3 import EpisodeRolloutBuffer, KLCallback, TransformerPolicy, make_vec_env
 from lm_envs.toy import Solution, TradeOff, solve
 
 ENV_ID = "TextGen-ToyBigram-v0"
+CRITIC_AUDITS = 5  # how often in a run the critic is held against the truth
 
 
 class AuditSettings(NamedTuple):
     """How PPO is run.
 
-    Many episodes a rollout; a learning rate that falls linearly to 0, so that what is left at the end is no
-    noise of the last updates, and that begins low: large first steps can make a wrong token so certain that
-    the right ones are never drawn again. Lambda is 1, so that an imperfect critic cannot move the optimum.
+    Many episodes and few updates a rollout; a learning rate that falls linearly to 0, so that what is left at
+    the end is no noise of the last updates, and that begins low: large first steps can make a wrong token so
+    certain that the right ones are never drawn again. Lambda is 1, so that an imperfect critic cannot move
+    the optimum.
     """
 
-    rollouts: int = 200
-    n_envs: int = 1024
-    n_epochs: int = 4
-    minibatches: int = 4
-    learning_rate: float = 5e-4
+    rollouts: int = 400
+    n_envs: int = 512
+    n_epochs: int = 2
+    minibatches: int = 2
+    learning_rate: float = 1e-3
     gae_lambda: float = 1.0
 
 
@@ -83,6 +87,7 @@ def audit_ppo(
     *,
     seed: int = 0,
     callbacks: tuple[Any, ...] = (),
+    progress_bar: bool = False,
     **env_kwargs: Any,
 ) -> AuditResult:
     """Trains PPO from a fitted transformer, with that as reference, and compares with the exact solution.
@@ -93,6 +98,7 @@ def audit_ppo(
         settings: PPO's; None: the defaults.
         seed: of everything random.
         callbacks: SB3 callbacks to run as well, behind the KL penalty's.
+        progress_bar: whether one is shown.
         env_kwargs: the environment's dials.
     """
     settings = settings or AuditSettings()
@@ -115,7 +121,8 @@ def audit_ppo(
         device="cpu",
     )
     penalty = KLCallback(kl_coef, reference=LanguageModel.load(folder, device="cpu"))
-    model.learn(settings.rollouts * steps * settings.n_envs, callback=[penalty, *callbacks])
+    total = settings.rollouts * steps * settings.n_envs
+    model.learn(total, callback=[penalty, *callbacks], progress_bar=progress_bar)
     return compare(solution, model)
 
 
@@ -142,7 +149,10 @@ def compare(solution: Solution, policy: Any) -> AuditResult:
 
 @dataclass(frozen=True)
 class Audit:
-    """Train PPO for several KL coefficients, print what it reached, and draw it beside the exact frontier."""
+    """Train PPO for several KL coefficients, print what it reached, and draw it beside the exact frontier.
+
+    A second table tells how far its critic and its GAE were from the exact V and A of their policy.
+    """
 
     kl_coefs: tuple[float, ...] = (0.05, 0.1, 0.3)
     """Reward per nat of KL divergence."""
@@ -156,19 +166,29 @@ class Audit:
         settings = AuditSettings(rollouts=self.rollouts)
         with tempfile.TemporaryDirectory() as folder:
             fitted_transformer(folder, self.seed)
-            results = [audit_ppo(folder, kl_coef, settings, seed=self.seed) for kl_coef in self.kl_coefs]
-        Console().print(result_table(results))
-        frontier = solve(make_vec_env(ENV_ID).env, kl_coef=1.0).frontier(np.geomspace(0.02, 3, 60))
+            env, results, critics = make_vec_env(ENV_ID).env, [], {}
+            for kl_coef in self.kl_coefs:
+                print(f"kl_coef {kl_coef:g}")
+                critic = CriticAudit(env, every=max(1, (self.rollouts - 1) // (CRITIC_AUDITS - 1)))
+                results.append(
+                    audit_ppo(
+                        folder, kl_coef, settings, seed=self.seed, callbacks=(critic,), progress_bar=True
+                    )
+                )
+                critics[kl_coef] = critic.history
+        console = Console()
+        console.print(result_table(results))
+        console.print(critic_table(critics))
+        frontier = solve(env, kl_coef=1.0).frontier(np.geomspace(0.02, 3, 60))
         plot(results, frontier, self.out)
         print(f"figure   {self.out}")
 
 
 def result_table(results: list[AuditResult]) -> Table:
     """One row per KL coefficient."""
-    table = Table(title=f"{ENV_ID}: PPO + TransformerPolicy against the exact KL-regularised optimum")
-    names = ("kl_coef", "objective", "optimal", "gap", "return", "optimal", "KL", "optimal", "TV to pi*")
-    for column in names:
-        table.add_column(column, justify="right")
+    title = f"{ENV_ID}: PPO against the exact KL-regularised optimum"
+    names = ("kl_coef", "objective", "optimal", "gap", "return", "optimal", "KL", "optimal", "TV")
+    table = right_aligned(title, names)
     for r in results:
         table.add_row(
             f"{r.kl_coef:g}",
@@ -181,6 +201,25 @@ def result_table(results: list[AuditResult]) -> Table:
             f"{r.optimal.kl:.3f}",
             f"{r.distance:.4f}",
         )
+    return table
+
+
+def critic_table(histories: dict[float, list[Audited]]) -> Table:
+    """One row per rollout that was audited, by KL coefficient; correlations and root-mean-square errors."""
+    names = ("kl_coef", "rollout", "V corr", "V error", "A corr", "A error")
+    table = right_aligned("value head against exact V, GAE against exact A", names)
+    for kl_coef, history in histories.items():
+        for found in history:
+            numbers = (*found.values, *found.advantages)
+            table.add_row(f"{kl_coef:g}", str(found.rollout), *(f"{number:.3f}" for number in numbers))
+    return table
+
+
+def right_aligned(title: str, names: tuple[str, ...]) -> Table:
+    """An empty table with these columns."""
+    table = Table(title=title, box=SIMPLE, collapse_padding=True, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right")
     return table
 
 

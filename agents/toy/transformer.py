@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lm_envs.toy import NGram, solve
+from lm_envs.toy.solve import toy_of
 from lm_envs.toy.task import ToyTask
 
 
@@ -144,10 +145,7 @@ def toy_task(env: Any) -> ToyTask:
     Raises:
         TypeError: env is not a toy environment.
     """
-    task = getattr(getattr(env, "unwrapped", None), "task", None)
-    if not isinstance(task, ToyTask):
-        raise TypeError(f"env must be a toy environment, got {env!r:.80}")
-    return task
+    return toy_of(env)[0]
 
 
 def _random_texts(task: ToyTask, rng: np.random.Generator, count: int) -> np.ndarray:

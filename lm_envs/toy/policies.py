@@ -37,21 +37,34 @@ def policy_array(policy: Policy, view: ToyView) -> np.ndarray:
     if isinstance(policy, np.ndarray):
         return _checked(policy, shape)
     act = probabilities(policy, states.vocab_size)
-    array = np.empty(shape)
-    array[-1] = 1 / states.vocab_size
+    array = np.full(shape, 1 / states.vocab_size)
     for start in range(0, states.end, _CHUNK):
         chunk = np.arange(start, min(start + _CHUNK, states.end))
-        rows = np.asarray(act(view.observe_states(chunk)))
-        if rows.shape != (len(chunk), states.vocab_size):
-            raise ValueError(
-                f"policy must return ({len(chunk)}, {states.vocab_size}) probabilities, got {rows.shape}"
-            )
-        array[chunk] = rows
-    return _checked(array, shape)
+        array[chunk] = act(view.observe_states(chunk))
+    return array
 
 
 def probabilities(policy: Any, vocab_size: int) -> Callable[[Any], np.ndarray]:
-    """The policy as a function from batched observations to (m, V) probabilities; TypeError if it is none."""
+    """The policy as a function from batched observations to (m, V) probabilities.
+
+    Raises:
+        TypeError: no policy.
+        ValueError: raised by the function, as `policy_array` raises it.
+    """
+    act = _function(policy, vocab_size)
+
+    def checked(observations: Any) -> np.ndarray:
+        rows = np.asarray(act(observations))
+        batch = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        shape = (len(batch), vocab_size)
+        if rows.shape != shape:
+            raise ValueError(f"policy must return {shape} probabilities, got {rows.shape}")
+        return _checked(rows, shape)
+
+    return checked
+
+
+def _function(policy: Any, vocab_size: int) -> Callable[[Any], np.ndarray]:
     network = getattr(policy, "policy", policy)
     if hasattr(network, "get_distribution") and hasattr(network, "obs_to_tensor"):
         return lambda observations: _distribution(network, observations)
@@ -77,5 +90,5 @@ def _checked(policy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     wrong = ~((policy >= 0).all(axis=1) & (abs(totals[:, 0] - 1) < 1e-5))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        raise ValueError(f"policy must hold probabilities that sum to 1, got {policy[row]} in state {row}")
+        raise ValueError(f"policy must hold probabilities that sum to 1, got {policy[row]} in row {row}")
     return policy / totals

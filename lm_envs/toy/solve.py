@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_envs.toy.policies import Policy, policy_array
+from lm_envs.toy.states import in_words
 from lm_envs.toy.task import ToyTask, check_number
 from lm_envs.toy.view import ToyView
 
@@ -59,8 +60,8 @@ class Tables:
         states = task.states
         if not is_solvable(task):
             raise ValueError(
-                f"the state space is too large to solve: {states.num_states} states (at most {MAX_STATES}) "
-                f"with {states.vocab_size} tokens each (at most {MAX_ENTRIES} in all); "
+                f"the state space is too large to solve: {in_words(states.num_states)} states "
+                f"(at most {MAX_STATES}) with {states.vocab_size} tokens each (at most {MAX_ENTRIES} in all); "
                 "lower vocab_size or length"
             )
         self.task, self.states, self.view = task, states, view
@@ -270,9 +271,10 @@ def backward_induction(tables: Tables, gamma: float, kl_coef: float) -> Solution
         tables.fill_action_values(q, t, values, gamma)
         values[layer] = best = q.max(axis=1)
         if kl_coef:
-            weights = np.exp((q - best[:, None]) / kl_coef)
-            weights *= tables.reference[layer]
-            values[layer] += kl_coef * np.log(weights.sum(axis=1))
+            # log sum p exp(x) as log1p(sum p expm1(x)), which stays exact for large coefficients.
+            terms = np.expm1((q - best[:, None]) / kl_coef)
+            terms *= tables.reference[layer]
+            values[layer] += kl_coef * np.log1p(terms.sum(axis=1))
     return Solution(tables, gamma, kl_coef, values, q_values, float(values[tables.layers[0]].mean()))
 
 

@@ -8,6 +8,7 @@ the last one: nothing is left to decide there.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -113,6 +114,11 @@ class StateSpace:
         for token in context[self.prompt_length :]:
             number = number * self.vocab_size + token
         return number
+
+
+def in_words(number: int) -> str:
+    """A count for messages; Python refuses to write numbers of thousands of digits."""
+    return str(number) if number < 10**18 else f"about 10^{math.log10(number):.0f}"
 
 
 def digits(numbers: np.ndarray, base: int, count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from lm_envs.episodes import FINISH_REASONS, LENGTH, Answers, Opening, Pay, Turn
 from lm_envs.randomness import mix, normal, uniform
 from lm_envs.tasks.prompts import check_text
 from lm_envs.toy.rules import Rule
-from lm_envs.toy.states import StateSpace, digits
+from lm_envs.toy.states import StateSpace, digits, in_words
 
 REWARD_TIMINGS = ("end", "delayed", "dense", "shaped")
 _BLOCK_BITS = 40  # of a 64-bit hash that a prompt's tokens may use: what is left over makes them uniform
@@ -205,7 +205,7 @@ class ToyTask:
         if "task_index" in options:
             index, size = options["task_index"], self.states.num_prompts
             if index >= size:
-                raise ValueError(f"options['task_index'] must be in 0..{size - 1}, got {index}")
+                raise ValueError(f"options['task_index'] must be in 0..{in_words(size - 1)}, got {index}")
             return self.states.prompts(np.array([index], dtype=object))[0]
         name = f"prompt of slot {slot}"
         check_text(options["prompt"], name)

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from lm_envs.episodes import Episodes
-from lm_envs.toy.states import StateSpace
+from lm_envs.toy.states import StateSpace, in_words
 
 OBSERVATIONS = ("tokens", "index", "onehot", "last_k")
 MAX_INDEX = 2**62
@@ -37,7 +37,9 @@ class ToyView:
         if isinstance(last_k, bool) or not isinstance(last_k, int | np.integer) or not 1 <= last_k <= length:
             raise ValueError(f"last_k must be an integer in 1..{length}, got {last_k!r}")
         if observation == "index" and states.num_states > MAX_INDEX:
-            raise ValueError(f'observation="index" counts up to {MAX_INDEX} states, got {states.num_states}')
+            raise ValueError(
+                f'observation="index" counts up to {MAX_INDEX} states, got {in_words(states.num_states)}'
+            )
         self.states, self.episodes = states, episodes
         self.observation, self.last_k = observation, int(last_k)
         # Row n is the mask of a context of n tokens.
@@ -108,3 +110,19 @@ class ToyView:
     def observe_states(self, states: np.ndarray) -> Any:
         """Observations of numbered states, (n,) in 0..end - 1."""
         return self.observe(*self.states.tokens(states))
+
+    def state_numbers(self, observations: Any) -> np.ndarray:
+        """The numbers of the states that n batched observations show, (n,) int64: all whole texts are one.
+
+        Raises:
+            ValueError: observation="last_k", which does not show the whole state.
+        """
+        if self.observation == "last_k":
+            raise ValueError('observation="last_k" does not show the whole state')
+        if self.observation == "index":
+            return np.asarray(observations, np.int64).reshape(-1)
+        if self.observation == "tokens":
+            lengths = observations["attention_mask"].sum(axis=1, dtype=np.int64)
+            return self.states.numbers(observations["input_ids"], lengths)
+        hot = np.asarray(observations).reshape(-1, self.states.context_length, self.states.vocab_size)
+        return self.states.numbers(hot.argmax(axis=2), hot.sum(axis=(1, 2), dtype=np.int64))
