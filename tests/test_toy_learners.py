@@ -195,7 +195,7 @@ def test_too_large_to_solve(tmp_path: Path) -> None:
 
 
 def test_entropy_coefficient_falls_to_zero() -> None:
-    learner = ppo(TOY, DIALS, 0, n_envs=4, ent_coef=0.4)
+    learner = ppo(TOY, DIALS, 0, n_envs=4, batch_size=8, ent_coef=0.4)
     seen: list[float] = []
     learner.learn(
         10 * 8, callback=[*callbacks(learner), AtRolloutEnd(lambda model: seen.append(model.ent_coef))]
