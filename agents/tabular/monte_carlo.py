@@ -22,6 +22,7 @@ class MonteCarlo(ValueAgent):
     """
 
     exploration = GREEDY_LATE
+    default_rate_power = 0.3
 
     def begin(self) -> None:
         """See `TabularAgent.begin`."""

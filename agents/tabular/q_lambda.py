@@ -29,11 +29,12 @@ class QLambda(ValueAgent):
     7.6; replacing traces: Singh and Sutton, "Reinforcement learning with replacing eligibility traces", 1996.
 
     Args:
-        trace_decay: lambda in [0, 1]. 0 is Q-learning.
+        trace_decay: lambda in [0, 1]. 0 is Q-learning with the same `rate_power`.
         env, settings: see `ValueAgent`.
     """
 
     settings = (*ValueAgent.settings, "trace_decay")
+    default_rate_power = 0.3
 
     def __init__(self, env: VectorEnv, *, trace_decay: float = 0.9, **settings: Any) -> None:
         check_unit("trace_decay", trace_decay)
