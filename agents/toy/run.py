@@ -203,19 +203,28 @@ def draw(curves: Mapping[str, list[Point]], title: str) -> Any:
     colors = {"q_learning": "tab:blue", "dqn": "tab:orange", "ppo": "tab:green"}
     for algo, curve in curves.items():
         points = [(p.timesteps, max(p.regret, FLOOR)) for p in curve if p.timesteps > 0]
-        label = LABELS.get(algo, algo)
-        axes.plot(*zip(*points, strict=True), marker=".", lw=1.8, color=colors.get(algo), label=label)
-        axes.plot(
-            *points[-1], marker="o", ms=7, color=axes.lines[-1].get_color(), label="_end", clip_on=False
-        )
-    axes.set(xscale="log", yscale="log", xlabel="environment steps (tokens)", ylabel="regret", title=title)
-    axes.set_ylim(bottom=FLOOR)
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{'≤ ' if value <= FLOOR else ''}{100 * value:g}%")
+        style: dict[str, Any] = {"color": colors.get(algo), "label": LABELS.get(algo, algo)}
+        axes.plot(*zip(*points, strict=True), "o-", ms=6, lw=1.8, markevery=[-1], **style)
+    axes.axhline(1, color="0.6", lw=1, ls="--", label="_uniform", zorder=0)
+    axes.annotate(
+        "uniformly random tokens",
+        (1, 1),
+        (-4, 4),
+        xycoords=("axes fraction", "data"),
+        color="0.5",
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
     )
+    axes.set(xscale="log", yscale="log", xlabel="environment steps (tokens)", ylabel="regret", title=title)
+    axes.set_ylim(bottom=0.8 * FLOOR)
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{100 * value:g}%" + (" or less" if value <= FLOOR else ""))
+    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower left")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure
