@@ -179,7 +179,7 @@ class Audit:
         console = Console()
         console.print(result_table(results))
         console.print(critic_table(critics))
-        frontier = solve(env, kl_coef=1.0).frontier(np.geomspace(0.02, 3, 60))
+        frontier = solve(env, kl_coef=1.0).frontier(np.geomspace(0.02, 30, 80))
         plot(results, frontier, self.out)
         print(f"figure   {self.out}")
 
@@ -224,7 +224,7 @@ def right_aligned(title: str, names: tuple[str, ...]) -> Table:
 
 
 def plot(results: list[AuditResult], frontier: list[TradeOff], path: Path) -> None:
-    """Draws return against KL: the exact frontier, the optima on it, and what PPO reached."""
+    """Draws return against KL: the exact frontier, the optima on it, where PPO began and what it reached."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -233,6 +233,7 @@ def plot(results: list[AuditResult], frontier: list[TradeOff], path: Path) -> No
     axes = figure.add_subplot()
     curve = [(point.kl, point.expected_return) for point in frontier]
     axes.plot(*zip(*curve, strict=True), color="0.6", label="exact frontier")
+    axes.plot(0, results[0].reference_objective, "s", color="0.3", label="reference, where PPO begins")
     optima = [(r.optimal.kl, r.optimal.expected_return) for r in results]
     axes.plot(*zip(*optima, strict=True), "o", mfc="none", ms=11, color="tab:blue", label="exact optimum")
     reached = [(r.kl, r.expected_return) for r in results]
@@ -241,12 +242,14 @@ def plot(results: list[AuditResult], frontier: list[TradeOff], path: Path) -> No
         axes.annotate(
             f"kl_coef {r.kl_coef:g}",
             (r.optimal.kl, r.optimal.expected_return),
-            xytext=(8, -14),
+            xytext=(-10, 3),
             textcoords="offset points",
+            ha="right",
         )
     axes.set_xlabel("KL from the reference, nats per episode")
     axes.set_ylabel("expected return")
-    axes.set_title(ENV_ID)
+    axes.set_title(f"{ENV_ID}: PPO with a KL penalty")
+    axes.margins(y=0.12)
     axes.legend(loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

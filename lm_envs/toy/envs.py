@@ -7,13 +7,10 @@ from typing import Any, ClassVar
 from lm_envs.text_env import TextGenEnv
 from lm_envs.toy import games
 from lm_envs.toy.games import Game, make_core
-from lm_envs.toy.ngram import NGram
-from lm_envs.toy.task import ToyTask
-from lm_envs.toy.transitions import Transitions
-from lm_envs.toy.view import ToyView
+from lm_envs.toy.parts import ToyParts
 
 
-class ToyEnv(TextGenEnv):
+class ToyEnv(ToyParts, TextGenEnv):  # type: ignore[misc]  # a toy in place of the text task
     """A toy: the base of all of them. Each one's rule, rewards and sizes are in its own docstring.
 
     ## Description
@@ -139,26 +136,6 @@ class ToyEnv(TextGenEnv):
 
     def _look(self) -> tuple[Any, dict[str, Any]]:
         return self.view.look_at_first(), {}
-
-    @property
-    def task(self) -> ToyTask:  # type: ignore[override]
-        """The toy in arrays."""
-        return self._core.task
-
-    @property
-    def language_model(self) -> NGram:  # type: ignore[override]
-        """The n-gram model of the toy's words: the reference for KL penalties."""
-        return self._core.language_model
-
-    @property
-    def view(self) -> ToyView:
-        """How states are shown."""
-        return self._core.view  # type: ignore[return-value]
-
-    @property
-    def P(self) -> Transitions:
-        """`P[state][action]` -> [(probability, next state, reward, terminated)]; see `Transitions`."""
-        return Transitions(self.task)
 
 
 class ToyCopyEnv(ToyEnv):

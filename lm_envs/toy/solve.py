@@ -61,8 +61,8 @@ class Tables:
         if not is_solvable(task):
             raise ValueError(
                 f"the state space is too large to solve: {in_words(states.num_states)} states "
-                f"(at most {MAX_STATES}) with {states.vocab_size} tokens each (at most {MAX_ENTRIES} in all); "
-                "lower vocab_size or length"
+                f"(at most {MAX_STATES}) with {states.vocab_size} tokens each "
+                f"(at most {MAX_ENTRIES} in all); lower vocab_size or length"
             )
         self.task, self.states, self.view = task, states, view
         self.length, self.slip = states.length, task.dials.slip

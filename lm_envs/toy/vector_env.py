@@ -11,15 +11,12 @@ from gymnasium.vector import AutoresetMode
 from lm_envs.episodes import Step
 from lm_envs.toy import games
 from lm_envs.toy.games import Game, make_core
-from lm_envs.toy.ngram import NGram
+from lm_envs.toy.parts import ToyParts
 from lm_envs.toy.slot_rows import SlotRows
-from lm_envs.toy.task import ToyTask
-from lm_envs.toy.transitions import Transitions
-from lm_envs.toy.view import ToyView
 from lm_envs.vector_env import TextGenVectorEnv
 
 
-class ToyVectorEnv(TextGenVectorEnv):
+class ToyVectorEnv(ToyParts, TextGenVectorEnv):  # type: ignore[misc]  # a toy in place of the text task
     """Many episodes of a toy environment in one batch: slot i does what a single one seeded alike does.
 
     Infos are arrays with the usual `_key` masks. In SAME_STEP mode `final_obs` is a sequence with an item per
@@ -51,26 +48,6 @@ class ToyVectorEnv(TextGenVectorEnv):
     ) -> None:
         make = partial(make_core, game=self.game, **dials)
         self._adopt(make, num_envs, autoreset_mode, max_episode_steps, render_mode)
-
-    @property
-    def task(self) -> ToyTask:  # type: ignore[override]
-        """The toy in arrays."""
-        return self._core.task
-
-    @property
-    def language_model(self) -> NGram:  # type: ignore[override]
-        """The n-gram model of the toy's words: the reference for KL penalties."""
-        return self._core.language_model
-
-    @property
-    def view(self) -> ToyView:
-        """How states are shown."""
-        return self._core.view  # type: ignore[return-value]
-
-    @property
-    def P(self) -> Transitions:
-        """`P[state][action]` -> [(probability, next state, reward, terminated)]; see `Transitions`."""
-        return Transitions(self.task)
 
     def _finish(self, infos: dict[str, Any], ended: np.ndarray, result: Step) -> None:
         is_final = np.zeros(self.num_envs, bool)
