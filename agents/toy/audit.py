@@ -8,6 +8,7 @@ that chain would lead elsewhere.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class AuditSettings(NamedTuple):
     """
 
     rollouts: int = 400
-    n_envs: int = 512
+    n_envs: int = 1024
     n_epochs: int = 2
     minibatches: int = 2
     learning_rate: float = 1e-3
@@ -252,7 +253,9 @@ def plot(results: list[AuditResult], frontier: list[TradeOff], path: Path) -> No
     axes.margins(y=0.12)
     axes.legend(loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    temporary = path.with_name("." + path.name)
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, path)
 
 
 if __name__ == "__main__":
