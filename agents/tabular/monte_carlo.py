@@ -22,7 +22,7 @@ class MonteCarlo(ValueAgent):
     """
 
     exploration = GREEDY_LATE
-    default_rate_power = 0.3
+    default_rate_power = 0.5
 
     def begin(self) -> None:
         """See `TabularAgent.begin`."""
