@@ -55,7 +55,7 @@ class Regret:
     out: Path = Path("runs/regret.csv")
     """Finished runs; read first, and added to."""
     include: tuple[Path, ...] = ()
-    """Further such files, whose runs count as finished."""
+    """Further such files, whose runs count as finished; later files, and `out`, replace earlier ones'."""
 
     def __call__(self) -> list[Row]:
         """Makes the runs that are missing; prints and returns those that were asked for."""
