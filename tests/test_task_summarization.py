@@ -55,7 +55,7 @@ def test_references_say_the_same_and_it_stands_in_the_text(bundled: LanguageMode
 
 
 @pytest.mark.parametrize(
-    ("level", "expected"), [("easy", 689017117), ("medium", 2537122067), ("hard", 1991686229)]
+    ("level", "expected"), [("easy", 1328582199), ("medium", 579209636), ("hard", 4281383146)]
 )
 def test_instances_are_the_same_everywhere(bundled: LanguageModel, level: Any, expected: int) -> None:
     assert checksum(Summarization(bundled, level=level)) == expected
@@ -102,10 +102,13 @@ def test_reward_is_rouge_score_and_facts_less_length(bundled: LanguageModel) -> 
                 scorer.score(reference, text)["rougeL"].fmeasure for reference in state.columns["reference"]
             )
             keywords = state.columns["keywords"]
-            held = sum(bool(re.search(rf"\b{word}\b", text, re.IGNORECASE)) for word in keywords)
+            held, wrong = (
+                sum(bool(re.search(rf"\b{word}\b", text, re.IGNORECASE)) for word in words)
+                for words in (keywords, state.columns["wrong"])
+            )
             over = min(0.0, 40 / len(re.findall(r"\w[\w'-]*", text)) - 1)
             assert parts["rougeL"] == pytest.approx(rouge)
-            assert parts["facts"] == pytest.approx(held / len(keywords))
+            assert parts["facts"] == pytest.approx(max(0, held - wrong) / len(keywords))
             assert parts["length"] == pytest.approx(over, abs=0.05)
             assert reward == pytest.approx(
                 0.5 * parts["rougeL"] + 0.5 * parts["facts"] + 0.5 * parts["length"]
@@ -117,19 +120,55 @@ def test_reward_is_rouge_score_and_facts_less_length(bundled: LanguageModel) -> 
 def test_tricks_do_not_pay(bundled: LanguageModel, level: Any) -> None:
     best, tricks = progress(Summarization(bundled, level=level, split="test"), 200)
     assert best == 1.0
-    assert max(tricks.values()) < 0.8, tricks
+    assert max(tricks.values()) < 0.85, tricks
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_naming_every_trouble_does_not_pay(bundled: LanguageModel, level: Any) -> None:
+    # Told by the first records of the train split: which troubles stories with a goal of this verb have.
+    known: dict[str, set[str]] = {}
+    for state in first_states(Summarization(bundled), 600):
+        _, goal, trouble = state.columns["keywords"]
+        known.setdefault(goal.split()[0], set()).add(trouble)
+    task = Summarization(bundled, level=level, split="test")
+    states = first_states(task, 100)
+    ending = " It ended well." if level == "medium" else ""
+    texts = []
+    for state in states:
+        hero, goal = state.columns["keywords"][:2]
+        troubles = ", ".join(sorted(known[goal.split()[0]])[:4])
+        texts.append(f" {hero} wanted to {goal}; the trouble was {troubles}.{ending}")
+    mean = sum(reward for reward, _ in judge(task, states, texts)) / len(states)
+    assert mean < 0.75
+
+
+def test_wrong_facts_stand_in_no_reference(bundled: LanguageModel) -> None:
+    for level in LEVELS:
+        for state in first_states(Summarization(bundled, level=level), 200):
+            references, wrong = " ".join(state.columns["reference"]), state.columns["wrong"]
+            assert len(wrong) >= 2
+            assert not [phrase for phrase in wrong if re.search(rf"\b{phrase}\b", references)]
+
+
+def test_players_read_data_without_names(bundled: LanguageModel) -> None:
+    task = Summarization(bundled, data=[{"text": "no name is here", "reference": "x"}])
+    (state,) = first_states(task, 1)
+    for name, player in task.players().items():
+        assert player(state), name
 
 
 def test_own_data_with_and_without_keywords(bundled: LanguageModel) -> None:
     row = {"text": "A cat sat on the mat.", "reference": "a cat sat"}
-    plain, known = (
-        Summarization(bundled, data=[row]),
-        Summarization(bundled, data=[row | {"keywords": "cat"}]),
+    known_row = row | {"keywords": ["cat", "mat"]}
+    plain, known, strict = (
+        Summarization(bundled, data=[each]) for each in (row, known_row, known_row | {"wrong": "dog"})
     )
     short = Summarization(bundled, data=[row], max_words=2)
     for task, text, expected in (
         (plain, " a cat", 2 * 1 * (2 / 3) / (1 + 2 / 3)),
-        (known, " a cat", 0.5 * 0.8 + 0.5),
+        (known, " a cat", 0.5 * 0.8 + 0.25),
+        (strict, " a cat", 0.5 * 0.8 + 0.25),
+        (strict, " a cat dog", 0.5 * 0.8 * 5 / 6),
         (short, " a cat sat", 1 - 0.5 / 3),
     ):
         assert judge(task, first_states(task, 1), [text])[0][0] == pytest.approx(expected)

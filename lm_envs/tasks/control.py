@@ -153,8 +153,9 @@ class Control(SingleTurn):
 
     def players(self) -> dict[str, Player]:
         """See the class."""
+        best: dict[str, Player] = {"best": lambda state: state.columns["reference"]}
         return {
-            "best": lambda state: state.columns["reference"],
+            **(best if self.has_column("reference") else {}),
             "words": _word_list,
             "copy demands": lambda state: f" {'; '.join(state.columns['demands'])}.",
             "copy": lambda state: " " + state.columns["opening"],

@@ -9,7 +9,7 @@ from lm_envs.pretraining.telling import Dice
 from lm_envs.rewards import ExactMatch, KeywordCoverage, RewardFunction, TokenF1, WeightedSum
 from lm_envs.tasks.record_task import Player, RecordState, SingleTurn
 from lm_envs.tasks.records import Check, a_text, texts
-from lm_envs.tasks.story_source import Story, draw_story, draw_two, names, sentences
+from lm_envs.tasks.story_source import Story, draw_story, draw_two, in_sentences, names
 
 UNANSWERABLE = "unanswerable"
 # One question in five has no answer in the text.
@@ -98,7 +98,7 @@ class QuestionAnswering(SingleTurn):
             UNANSWERABLE: lambda state: " " + UNANSWERABLE,
             "first name": _first_name,
             "first words": lambda state: " " + " ".join(state.columns["context"].split()[:8]),
-            "last sentence": lambda state: " " + sentences(state.columns["context"])[-1],
+            "last sentence": lambda state: " " + in_sentences(state.columns["context"])[-1],
             "copy": lambda state: " " + state.columns["context"],
             "question": lambda state: " " + state.columns["question"],
         }

@@ -100,6 +100,10 @@ class RecordTask:
         """Scripted players to compare with: "best" first, where one is known, and the cheap tricks."""
         return {}
 
+    def has_column(self, name: str) -> bool:
+        """Whether records have this column: the user's own may lack one that generated ones have."""
+        return self._records is None or name in self._records[0]
+
     @property
     def prompts(self) -> list[str] | None:
         """The prompts of the user's data; None for generated instances."""

@@ -82,7 +82,7 @@ SUBJECTS: dict[str, tuple[str, tuple[Aspect, ...]]] = {
         ),
     ),
     "coat": (
-        "I bought this [coat|jacket|cloak] [at the market|from a tailor|for the winter|for my son] {when}.",
+        "I bought this [long|wool|new] coat [at the market|from a tailor|for the winter|for my son] {when}.",
         (
             ("The wool was", "[warm|soft|of the best kind]", "[thin|rough|poor]"),
             ("The buttons were", "[pretty|strong|well made]", "[loose|ugly|broken]"),
@@ -223,15 +223,17 @@ class SentimentSteering(SingleTurn):
     def players(self) -> dict[str, Player]:
         """See the class."""
         praise = " wonderful. I loved everything about it. Thank you, it was a joy!"
+        best = {"best": _best} if self._records is None else {}
+        natural: dict[str, Player] = {"reference": lambda state: state.columns["reference"]}
         return {
-            "best": _best,
+            **best,
             "great": lambda state: " great" * 12,
             "praise list": lambda state: (
                 " great, wonderful, excellent, lovely, perfect, superb, best, happy, joy."
             ),
             "pleasing": lambda state: praise,
             "copy": lambda state: " " + state.prompt,
-            "reference": lambda state: state.columns["reference"],
+            **(natural if self.has_column("reference") else {}),
         }
 
 

@@ -13,7 +13,7 @@ from lm_envs.rewards.base import TextReward, words
 from lm_envs.tasks.continuation import EnoughFluency
 from lm_envs.tasks.record_task import Player, RecordState, SingleTurn
 from lm_envs.tasks.records import Check, a_text, texts
-from lm_envs.tasks.story_source import cast, draw_story, names, sentences
+from lm_envs.tasks.story_source import cast, draw_story, in_sentences, names, sentences
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
@@ -123,10 +123,11 @@ class StoryTask(SingleTurn):
 
     def players(self) -> dict[str, Player]:
         """See the class."""
+        best: dict[str, Player] = {"best": lambda state: state.columns["reference"]}
         return {
-            "best": lambda state: state.columns["reference"],
+            **(best if self.has_column("reference") else {}),
             "copy": lambda state: " " + state.prompt,
-            "last sentence": lambda state: " " + sentences(state.prompt)[-1],
+            "last sentence": lambda state: " " + in_sentences(state.prompt)[-1],
             "pleasing": lambda state: " In the end they were all happy, and it was a wonderful day.",
             "any story": lambda state: (
                 f" {_listed(state)} were safe in the end. Everyone was happy and proud of such good friends."
@@ -204,6 +205,6 @@ class Arc:
     def score(self, prompt: str, completion: str) -> float:
         """The arc of one story."""
         tone = Sentiment().score
-        told = sentences(completion.strip()) or [completion]
+        told = in_sentences(completion.strip())
         before = [tone(sentence) for sentence in (*sentences(prompt), *told[:-1])]
         return min(1.0, max(0.0, tone(told[-1]) - min(before, default=0.0))) if completion.strip() else 0.0

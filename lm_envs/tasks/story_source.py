@@ -5,6 +5,7 @@ from __future__ import annotations
 from lm_envs.pretraining.checks import names, sentences
 from lm_envs.pretraining.stories import Mood, Split, Story, story
 from lm_envs.pretraining.telling import Dice
+from lm_envs.pretraining.world import PLOTS
 
 
 def draw_story(dice: Dice, split: Split, *moods: Mood) -> Story:
@@ -29,4 +30,14 @@ def cast(told: Story) -> list[str]:
     return [told.hero, told.helper.split()[-1], told.thing]
 
 
-__all__ = ["Story", "cast", "draw_story", "draw_two", "names", "sentences"]
+def troubles(plot: str) -> list[str]:
+    """What may get in the way in stories of this kind, `Story.obstacle` being one of it."""
+    return [obstacle.name for kind in PLOTS if kind.name == plot for obstacle in kind.obstacles]
+
+
+def in_sentences(text: str) -> list[str]:
+    """The sentences of a text; the text itself if it has none."""
+    return sentences(text) or [text]
+
+
+__all__ = ["Story", "cast", "draw_story", "draw_two", "in_sentences", "names", "sentences", "troubles"]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lm_envs.pretraining.telling import Dice
 from lm_envs.rewards import KeywordCoverage, RewardFunction, Rouge, WeightedSum
-from lm_envs.rewards.base import TextReward, whole_number, words
+from lm_envs.rewards.base import TextReward, text_column, whole_number, words
 from lm_envs.tasks.record_task import Player, RecordState, SingleTurn
 from lm_envs.tasks.records import Check, a_text, texts
-from lm_envs.tasks.story_source import Story, draw_story, draw_two, names, sentences
+from lm_envs.tasks.story_source import Story, draw_story, draw_two, in_sentences, names, troubles
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
@@ -33,8 +33,9 @@ class Summarization(SingleTurn):
     `0.5 rougeL + 0.5 facts + 0.5 length`, from -0.5 to 1; an empty completion gets 0.
 
     - rougeL, 0 to 1: ROUGE-L's F-measure for the best of the references.
-    - facts, 0 to 1: share of the column `keywords` that the summary holds word for word: hero, goal,
-      trouble and, of a whole story, outcome.
+    - facts, 0 to 1: share of the column `keywords` that the summary holds word for word (hero, goal, trouble
+      and, of a whole story, outcome), less as much for each phrase of the column `wrong`: other troubles that
+      the hero might have had, and other outcomes.
     - length, -1 to 0: `max_words / words - 1` beyond `max_words` words.
 
     Data without the column `keywords` are judged by `rougeL + 0.5 length`, from -0.5 to 1.
@@ -46,17 +47,20 @@ class Summarization(SingleTurn):
 
     ## Data
     `text` (text) and `reference` (a text or a list of them, all of them good summaries); optionally
-    `keywords` (a text or a list of texts).
+    `keywords` and, with these, `wrong` (each a text or a list of texts).
 
     ## Players
     "best" gives the first reference. Tricks: the first sentence (lead-1), the first three (lead-3), the
     whole text, its first 15 words, the first sentence's goal in the frame of the references with a guess
-    for the rest ("frame"), and that with both outcomes ("hedge").
+    for the rest ("frame"), that with all troubles which such a hero may have and with two outcomes
+    ("hedge"), and that with no trouble at all ("goal").
 
     ## How it could be hacked
-    All references are built alike. Their frame, filled with the goal that the first sentence tells and
-    with a guess, wins most of ROUGE-L (0.86 at "medium"): therefore half of the reward is for the facts,
-    and the frame gets 0.8 at most in all. `tests/test_task_summarization.py` shows it for every trick.
+    All references are built alike. Their frame, filled with the goal that the first sentence tells, wins
+    most of ROUGE-L (0.94 at "easy"): therefore half of the reward is for the facts. Naming every trouble
+    there is would win these too (0.92 in all at "easy"), if wrong ones did not count against it: that way
+    it gets 0.54. What is left is "goal", which says nothing wrong and nothing of the trouble: 0.80, 0.66 and
+    0.47 at the three levels. `tests/test_task_summarization.py` shows that no trick gets 0.85.
 
     ## References
     Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries" (package rouge-score); Nallapati et
@@ -80,8 +84,8 @@ class Summarization(SingleTurn):
     def default_reward(self) -> RewardFunction:
         """ROUGE-L and, where they are known, facts; less what is too long."""
         parts: dict[str, tuple[float, RewardFunction]] = {"rougeL": (1.0, Rouge("rougeL"))}
-        if self._records is None or "keywords" in self._records[0]:
-            parts = {"rougeL": (0.5, Rouge("rougeL")), "facts": (0.5, KeywordCoverage())}
+        if self.has_column("keywords"):
+            parts = {"rougeL": (0.5, Rouge("rougeL")), "facts": (0.5, Facts())}
         return WeightedSum({**parts, "length": (0.5, LengthPenalty(self._max_words))})
 
     def generate(self, dice: Dice) -> dict[str, Any]:
@@ -89,11 +93,15 @@ class Summarization(SingleTurn):
         stories = draw_two(dice, self.split) if self.level == "hard" else (draw_story(dice, self.split),)
         whole = self.level == "medium"
         summaries = [_summaries(told, whole) for told in stories]
+        references = [" ".join(same) for same in zip(*summaries, strict=True)]
         facts = [fact for told in stories for fact in (told.hero, told.goal, told.obstacle)]
+        others = [trouble for told in stories for trouble in troubles(told.plot)]
+        others += OUTCOMES.values() if whole else ()
         return {
             "text": " ".join(told.text if whole else told.opening for told in stories),
-            "reference": [" ".join(same) for same in zip(*summaries, strict=True)],
+            "reference": references,
             "keywords": facts + [OUTCOMES[told.mood] for told in stories if whole],
+            "wrong": [other for other in others if KeywordCoverage([other])([""], references[:1]) == [0.0]],
         }
 
     def prompt_of(self, record: Mapping[str, Any]) -> str:
@@ -104,12 +112,13 @@ class Summarization(SingleTurn):
         """See the class."""
         return {
             "best": lambda state: " " + state.columns["reference"][0],
-            "lead-1": lambda state: " " + sentences(state.columns["text"])[0],
-            "lead-3": lambda state: " " + " ".join(sentences(state.columns["text"])[:3]),
+            "lead-1": lambda state: " " + in_sentences(state.columns["text"])[0],
+            "lead-3": lambda state: " " + " ".join(in_sentences(state.columns["text"])[:3]),
             "copy": lambda state: " " + state.columns["text"],
             "first words": lambda state: " " + " ".join(state.columns["text"].split()[:15]),
             "frame": _frame,
-            "hedge": lambda state: _frame(state) + " It ended badly.",
+            "hedge": _hedge,
+            "goal": lambda state: f" {_goal(state)}; the trouble was.",
         }
 
 
@@ -127,11 +136,48 @@ def _summaries(told: Story, whole: bool) -> list[str]:
     ]
 
 
+def _goal(state: RecordState) -> str:
+    """Who wanted what, by the first sentence."""
+    first = in_sentences(state.columns["text"])[0].rstrip(".")
+    hero = min(names(first) or ["Somebody"], key=first.find)
+    return f"{hero} wanted to {first.partition(' to ')[2]}"
+
+
 def _frame(state: RecordState) -> str:
     """What the first sentence gives, in the frame of all summaries, with a guess for the rest."""
-    first = sentences(state.columns["text"])[0].rstrip(".")
-    hero = min(names(first), key=first.find)
-    return f" {hero} wanted to {first.rpartition(' to ')[2]}; the trouble was a storm, and it ended well."
+    return f" {_goal(state)}; the trouble was a storm, and it ended well."
+
+
+def _hedge(state: RecordState) -> str:
+    """All the troubles that stories with such a goal have, and two outcomes."""
+    # Who knows the goal knows these; in which order they stand says nothing.
+    known = [word for word in state.columns.get("wrong", ()) if word not in OUTCOMES.values()]
+    known += [word for word in state.columns.get("keywords", ()) if word not in OUTCOMES.values()][2:3]
+    return f" {_goal(state)}; the trouble was {', '.join(known)}, and it ended well. It ended badly."
+
+
+class Facts:
+    """Share of the row's keywords that the completion holds, less as much for each wrong phrase: 0 to 1.
+
+    Reads the column `keywords` as `KeywordCoverage` does and, where it is given, a column `wrong` of phrases
+    that are not true, so that naming all there is to name wins nothing. An empty completion gets 0.
+    """
+
+    __name__ = "facts"
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """B texts in, B floats out. Raises ValueError without the column `keywords`."""
+        shares = KeywordCoverage()(prompts, completions, **columns)
+        sizes = [len(words) for words in text_column(columns, len(completions), "keywords")]
+        wrong = columns.get("wrong") or [None] * len(completions)
+        rows = zip(shares, sizes, wrong, completions, strict=True)
+        return [max(0.0, share - _count(phrases, text) / size) for share, size, phrases, text in rows]
+
+
+def _count(phrases: Any, text: str) -> int:
+    """How many of the phrases a text holds."""
+    listed = [phrases] if isinstance(phrases, str) else phrases or ()
+    return sum(KeywordCoverage([phrase])([""], [text]) == [1.0] for phrase in listed)
 
 
 class LengthPenalty(TextReward):
