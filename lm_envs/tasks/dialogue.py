@@ -131,6 +131,8 @@ class DialogueState:
 def facts(name: str, value: Any) -> dict[str, str]:
     """A column of facts: a dict of texts, or a text such as "number: 47; place: mill"; may be empty.
 
+    Entries of None are left out: so a Parquet file or a `datasets.Dataset` says that a row lacks this fact.
+
     Raises:
         ValueError: neither of these.
     """
@@ -139,9 +141,11 @@ def facts(name: str, value: Any) -> dict[str, str]:
         if any(len(pair) < 2 for pair in pairs):
             raise ValueError(f"{name} must be facts such as 'number: 47; place: mill', got {value!r:.60}")
         return {key.strip().lower(): each.strip() for key, each in pairs}
-    if not isinstance(value, Mapping) or not all(isinstance(x, str) for x in (*value, *value.values())):
+    if not isinstance(value, Mapping) or not all(
+        isinstance(key, str) and isinstance(each, str | None) for key, each in value.items()
+    ):
         raise ValueError(f"{name} must be a dict of texts, or one text, got {value!r:.60}")
-    return {key.lower(): each for key, each in value.items()}
+    return {key.lower(): each for key, each in value.items() if each is not None}
 
 
 def phrases(name: str, value: Any) -> list[str]:

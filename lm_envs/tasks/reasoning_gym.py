@@ -72,7 +72,7 @@ class ReasoningGym(SingleTurn):
     ```
 
     The default is "chain_sum". Many other datasets ask long questions: with the bundled model's window of
-    256 tokens such a prompt is refused by `reset`. Answers of several lines need `stop=None`.
+    256 tokens such a prompt is refused by `reset`. Answers of several lines need `stop=()`.
 
     ## Reward
     What the dataset's `score_answer` gives for the answer, 0 to 1. The answer is the completion without
