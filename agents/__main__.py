@@ -20,8 +20,13 @@ def list_ids() -> None:
 
     table = Table("id", "observation", "actions", "what it is")
     for env_id in ENVIRONMENTS:
-        env = gymnasium.make(env_id).unwrapped
-        description = (env.__doc__ or "").strip().splitlines()[0]
+        try:
+            env: Any = gymnasium.make(env_id).unwrapped
+        except ImportError as error:  # an extra that is not installed
+            table.add_row(env_id, "", "", str(error))
+            continue
+        described = env.task if "task" in gymnasium.spec(env_id).kwargs else env
+        description = (described.__doc__ or "").strip().splitlines()[0]
         space = env.observation_space
         keys = ", ".join(space) if isinstance(space, gymnasium.spaces.Dict) else str(space)
         table.add_row(env_id, keys, str(env.action_space), description)

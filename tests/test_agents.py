@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from agents import report
 from agents.__main__ import main
 from agents.evaluate import Evaluate
 from agents.generate import Generate
@@ -20,6 +23,7 @@ from agents.monitor import TextMonitor
 from agents.play import Sampling, play
 from agents.train import Train
 from lm_envs.language_model import LanguageModel
+from lm_envs.registration import ENVIRONMENTS
 
 PROMPTS = ["Mira finds a", "The baker is"]
 
@@ -125,10 +129,25 @@ def test_generate_reads_files_and_refuses_nothing(tiny_llama, tmp_path, capsys, 
         Generate(model=tiny_llama)()
 
 
-def test_list_names_every_id(capsys, monkeypatch):
+def test_list_says_of_every_id_what_it_is(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["agents", "list"])
+    monkeypatch.setattr(report, "console", lambda: Console(width=400))
     main()
-    assert "TextGen-v0" in capsys.readouterr().out
+    rows = capsys.readouterr().out.splitlines()
+    descriptions = set()
+    for env_id in ENVIRONMENTS:
+        (row,) = (row for row in rows if f" {env_id} " in row)
+        descriptions.add(row.split("│")[4].strip())
+    assert len(descriptions) == len(ENVIRONMENTS)
+    assert "Answer a question about a short text" in " ".join(descriptions)
+
+
+def test_list_needs_no_extra(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["agents", "list"])
+    monkeypatch.setattr(report, "console", lambda: Console(width=400))
+    monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
+    main()
+    assert "needs the package reasoning-gym" in capsys.readouterr().out
 
 
 def test_env_kwargs_must_be_a_json_object(tiny_gpt2, tmp_path):
