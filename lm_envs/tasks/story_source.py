@@ -1,4 +1,4 @@
-"""What tasks take from the story world: the one place that reads it, by `Story`'s public facts alone."""
+"""What tasks take from the story world: the one place that reads it, by `Story`'s facts and the plots."""
 
 from __future__ import annotations
 
