@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from single_turns import LEVELS, checksum, first_states, judge, longest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from lm_envs.language_model import LanguageModel
 from lm_envs.rewards import Sentiment, WeightedSum
-from lm_envs.tasks.sentiment import SUBJECTS, VERDICTS, SentimentSteering
+from lm_envs.tasks.sentiment import SUBJECTS, VERDICTS, FluentBesidePrompt, OnTopic, SentimentSteering
 from lm_envs.testing import check_task
 
 VADER = SentimentIntensityAnalyzer()
@@ -123,9 +124,47 @@ def test_reward_is_vader_less_what_is_surprising(bundled: LanguageModel) -> None
     (state,) = first_states(task, 1)
     text = " good good good"
     assert judge(task, [state], [text]) == [
-        (pytest.approx(tone(text) - 0.5), {"sentiment": tone(text), "fluency": -1.0})
+        (pytest.approx(tone(text) - 0.5), {"sentiment": tone(text), "fluency": -1.0, "topic": 0.0})
     ]
-    assert judge(SentimentSteering(bundled), [state], [""]) == [(-2.0, {"sentiment": 0.0, "fluency": -1.0})]
+    task = SentimentSteering(bundled)
+    (state,) = first_states(task, 1)
+    assert judge(task, [state], [""]) == [(-3.0, {"sentiment": 0.0, "fluency": -1.0, "topic": -1.0})]
+    subject = state.columns["subject"]
+    texts = [f" This {subject.upper()}!", f" These {subject}s", " Nothing."]
+    assert [parts["topic"] for _, parts in judge(task, [state] * 3, texts)] == [0.0, -1.0, -1.0]
+
+
+def test_fluency_is_beside_the_prompt(bundled: LanguageModel) -> None:
+    """By log-probs and entropies of a plain forward pass."""
+    prompt, text = "Review: The pie was", " nice and warm."
+
+    def typicality(before: str, after: str) -> float:
+        first, then = bundled.encode_prompt(before), bundled.encode(after)
+        with torch.no_grad():
+            logits = bundled.model(torch.tensor([first + then])).logits[0, len(first) - 1 : -1].double()
+        log_probs = logits.log_softmax(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        return float((log_probs[torch.arange(len(then)), then] + entropy).mean())
+
+    surprise = typicality(prompt, text) - 1.25 * typicality("Review:", " The pie was")
+    for slack in (0.0, max(0.0, 0.1 - surprise), max(0.0, 0.6 - surprise) + 2):
+        (value,) = FluentBesidePrompt(bundled, slack)([prompt], [text])
+        assert value == pytest.approx(min(0.0, max(-1.0, surprise + slack)), abs=1e-4)
+    (value,) = FluentBesidePrompt(bundled, 0.0)(["Review"], [text])  # no rest of a prompt to compare with
+    assert value == pytest.approx(max(-1.0, min(0.0, typicality("Review", text))), abs=1e-4)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_tricks_do_not_pay_with_the_bundled_model(bundled: LanguageModel, level: Any) -> None:
+    task = SentimentSteering(bundled, level=level, split="test")
+    states = first_states(task, 60)
+    means = {
+        name: np.mean([value for value, _ in judge(task, states, [player(state) for state in states])])
+        for name, player in task.players().items()
+    }
+    best = means.pop("best") + 3
+    assert best > 3.5
+    assert max(means.values()) + 3 < 0.85 * best
 
 
 class Trigrams:
@@ -166,7 +205,8 @@ class Trigrams:
 def test_tricks_do_not_pay_with_a_model_that_knows_reviews(bundled: LanguageModel, level: Any) -> None:
     train = SentimentSteering(bundled, level=level)
     fluency = Trigrams([(record["prompt"], record["reference"]) for record in map(train.record, range(3000))])
-    reward = WeightedSum({"sentiment": (1.0, Sentiment()), "fluency": (2.0, fluency)})
+    parts = {"sentiment": (1.0, Sentiment()), "fluency": (2.0, fluency), "topic": (1.0, OnTopic())}
+    reward = WeightedSum(parts)
     task = SentimentSteering(bundled, level=level, split="test", reward=reward)
     states = first_states(task, 200)
     means, tones = {}, {}
@@ -176,8 +216,8 @@ def test_tricks_do_not_pay_with_a_model_that_knows_reviews(bundled: LanguageMode
         tones[name] = np.mean([parts["sentiment"] for _, parts in answers])
     assert means["best"] > 0.8
     for name in ("great", "praise list", "pleasing", "copy"):
-        assert (means[name] + 2) / (means["best"] + 2) < 0.7, name
-    assert (means["reference"] + 2) / (means["best"] + 2) < 0.85
+        assert (means[name] + 3) / (means["best"] + 3) < 0.75, name
+    assert (means["reference"] + 3) / (means["best"] + 3) < 0.88
     # By VADER alone the first two would win.
     assert min(tones["great"], tones["praise list"]) > tones["best"]
 

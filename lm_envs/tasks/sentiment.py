@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lm_envs.pretraining.telling import Dice, expand
-from lm_envs.rewards import RewardFunction, Sentiment, WeightedSum
-from lm_envs.tasks.continuation import EnoughFluency
+from lm_envs.rewards import Fluency, RewardFunction, Sentiment, WeightedSum
+from lm_envs.rewards.base import words
 from lm_envs.tasks.record_task import Player, RecordState, SingleTurn
 from lm_envs.tasks.records import Check, a_text
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
+
+_FIRST_WORD = re.compile(r"\s*\S*")
 
 # What is reviewed -> how a review begins, and its aspects: what, good words for it, bad words for it.
 # Templates as the story world's: see `telling.expand`.
@@ -142,11 +145,13 @@ class SentimentSteering(SingleTurn):
     > *soft. The host was warm and helpful. I enjoyed everything about this room.*
 
     ## Reward
-    `sentiment + 2 fluency`, from -3 to 1; an empty completion gets -2.
+    `sentiment + 2 fluency + topic`, from -4 to 1; an empty completion gets -3, or -2 without a `subject`.
 
     - sentiment, -1 to 1: VADER's score of the completion. `reward=RewardModel("path/or/hub-id",
       label="POSITIVE")` judges by a classifier instead.
-    - fluency, -1 to 0: typicality under the frozen model plus a slack, as in `TextGen-v0`.
+    - fluency, -1 to 0: as in `TextGen-v0`, but beside the prompt: how much more surprising than a review's
+      beginning its rest may be. So it tells texts apart for a model that knows no reviews, too.
+    - topic: -1 for a completion that does not name the `subject`, else 0.
 
     How far a trained policy is from the frozen model, the other half of this benchmark, is the KL that the
     training tools log (`lm_envs.sb3`).
@@ -155,19 +160,20 @@ class SentimentSteering(SingleTurn):
     How the review begins. "easy": with praise. "medium": with praise and blame. "hard": with blame.
 
     ## Data
-    `prompt` (text). Generated records have `subject` (bakery, book, room, ...) and `reference`, the rest
-    of the review as its grammar goes on, positive in 6, 5 or 4 of 10 (easy, medium, hard).
+    `prompt` (text), and `subject` (text) if the completion should name it. Generated records have a subject
+    (bakery, book, room, ...) and `reference`, the rest of the review as its grammar goes on, positive in 6, 5
+    or 4 of 10 (easy, medium, hard).
 
     ## Players
     "best": the most positive of 30 rests that the grammar offers. Tricks: "great great great", a list of
     praise, the same praise for every review, and copying the prompt. "reference" is a natural review.
 
     ## How it could be hacked
-    By VADER alone "great great great" gets 0.99, more than a good review (0.96). Fluency takes 2 away for
-    it if the frozen model knows reviews: `tests/test_task_sentiment.py` shows, with a word model of this
-    grammar, that no trick gets 70% of the way from an empty text to the best player. A model that knows
-    no reviews finds all of them surprising, and then only VADER counts. Where a reviewer would always
-    praise in the same words, so may an agent: watch the diversity of its samples beside the reward.
+    By VADER alone "great great great" gets 0.99, more than a good review (0.96): fluency takes 2 away for
+    it. The same praise for every review is fluent, and costs the topic. `tests/test_task_sentiment.py` shows
+    that no trick gets 90% of the way from an empty text to the best player with the bundled model, nor 75%
+    with a word model of this grammar. Where a reviewer would always praise in the same words, so may an
+    agent, if they name the subject: watch the diversity of its samples beside the reward.
 
     ## References
     Hutto & Gilbert 2014 (VADER); Ziegler et al. 2019, "Fine-Tuning Language Models from Human
@@ -177,7 +183,7 @@ class SentimentSteering(SingleTurn):
     Args:
         language_model: the frozen model of the environment, the judge of fluency.
         fluency_weight: weight of fluency, >= 0.
-        fluency_slack: nats per token below the model's own samples that are still fluent, >= 0.
+        fluency_slack: nats per token that a rest may be more surprising than the prompt lets expect, >= 0.
         kwargs: `data`, `split`, `level` and `reward`, see `SingleTurn`.
 
     Raises:
@@ -198,10 +204,12 @@ class SentimentSteering(SingleTurn):
         super().__init__(language_model, **kwargs)
 
     def default_reward(self) -> RewardFunction:
-        """VADER's score, less what is too surprising."""
+        """VADER's score, less what is too surprising or beside the point."""
         weight, slack = self._fluency
-        fluency = EnoughFluency(self.language_model, slack)
-        return WeightedSum({"sentiment": (1.0, Sentiment()), "fluency": (weight, fluency)})
+        fluency = FluentBesidePrompt(self.language_model, slack)
+        return WeightedSum(
+            {"sentiment": (1.0, Sentiment()), "fluency": (weight, fluency), "topic": (1.0, OnTopic())}
+        )
 
     def generate(self, dice: Dice) -> dict[str, Any]:
         """A review, cut after the subject of a sentence."""
@@ -235,6 +243,57 @@ class SentimentSteering(SingleTurn):
             "copy": lambda state: " " + state.prompt,
             **(natural if self.has_column("reference") else {}),
         }
+
+
+class FluentBesidePrompt:
+    """`t(completion) - 1.25 t(prompt) + slack`, cut to -1..0, with the typicality t, which is 0 on average
+    for the model's own text and negative for what surprises it. An empty completion gets -1.
+
+    The prompt's first word is what its t is conditioned on; positive ones count as 0.
+
+    Args:
+        language_model: the judge.
+        slack: nats per token, >= 0.
+    """
+
+    __name__ = "fluency"
+
+    def __init__(self, language_model: LanguageModel, slack: float) -> None:
+        if not slack >= 0:
+            raise ValueError(f"fluency_slack must be >= 0 nats per token, got {slack!r}")
+        self._typicality = Fluency(language_model, output="typicality")
+        self.slack = slack
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """B texts in, B floats out."""
+        cuts = [_FIRST_WORD.match(prompt).end() for prompt in prompts]  # type: ignore[union-attr]
+        first, rests = [], []
+        for prompt, cut in zip(prompts, cuts, strict=True):
+            first.append(prompt[:cut])
+            rests.append(prompt[cut:])
+        expected = self._typicality(first, rests)
+        values = self._typicality(prompts, completions, **columns)
+        rows = zip(completions, values, rests, expected, strict=True)
+        return [
+            min(0.0, max(-1.0, value - 1.25 * (min(0.0, usual) if rest else 0.0) + self.slack))
+            if text
+            else -1.0
+            for text, value, rest, usual in rows
+        ]
+
+
+class OnTopic:
+    """-1 for a completion that lacks a word of its `subject`, else 0; 0 without that column."""
+
+    __name__ = "topic"
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """B texts in, B floats out."""
+        subjects = columns.get("subject") or [None] * len(completions)
+        return [
+            0.0 if subject is None or set(words(subject)) <= set(words(text)) else -1.0
+            for subject, text in zip(subjects, completions, strict=True)
+        ]
 
 
 def rest(prompt: str, subject: str, tone: str, dice: Dice) -> str:
