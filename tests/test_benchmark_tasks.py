@@ -101,10 +101,11 @@ def test_a_run_of_some_cells_keeps_the_others_in_the_table(tmp_path: Path, playe
     Tasks(ids=(DIALOGUE,), players=("random",), seeds=(0, 1, 2), out=tmp_path)()
     Tasks(ids=("TextGen-QA-v0",), players=("random",), seeds=(5,), out=tmp_path)()
     lines = (tmp_path / "tasks.md").read_text().splitlines()
-    assert [line.split(" | ")[4] for line in lines if line.startswith("| TextGen")] == [
-        "1.00 [0.00, 2.00]",
-        "5.00 [5.00, 5.00]*",
-    ]
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| TextGen")]
+    assert {row[0]: row[4] for row in cells} == {
+        DIALOGUE: "1.00 [0.00, 2.00]",
+        "TextGen-QA-v0": "5.00 [5.00, 5.00]*",
+    }
 
 
 def test_unknown_ids_and_players_are_refused(tmp_path: Path) -> None:
