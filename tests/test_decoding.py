@@ -259,6 +259,7 @@ def test_clear_after_the_weights_changed() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_lora_adapters_take_part(architecture: str) -> None:
     import peft
+
     config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     base = make_model(architecture)
     plain = full_forward(base, [1, 2, 3])

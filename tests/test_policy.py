@@ -200,6 +200,7 @@ def test_copies_and_pickles_share_nothing(tiny_gpt2: str, tmp_path: Path) -> Non
         assert not other._caches
         assert policy._caches
 
+
 def test_sb3s_own_save_and_load(tiny_gpt2: str, tmp_path: Path) -> None:
     env = make_env(tiny_gpt2)
     algorithm = make_algorithm(env, tiny_gpt2)

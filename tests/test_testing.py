@@ -451,7 +451,11 @@ PLACE = {"place": Walk.views["place"]}
         (Broken(choices={"move": ("\ud800",)}), ValueError, r"choices\['move'\]\[0\].*surrogate"),
         (Broken(views={"text": PLACE["place"]}), ValueError, "'text'.*are the environment's own names"),
         (Broken(views={"map": Space()}), TypeError, "must be a space with a shape"),
-        (Broken(views=PLACE, view=far), ValueError, r"view\(states, 'place'\) gives .* for WalkState.*: not in Discrete"),
+        (
+            Broken(views=PLACE, view=far),
+            ValueError,
+            r"view\(states, 'place'\) gives .* for WalkState.*: not in Discrete",
+        ),
         (Broken(views={"map": PLACE["place"]}, view=lambda s, m: [0]), ValueError, "each state alone"),
         (
             Broken(views={"a": Walk.views["map"]}, view=place_only),
