@@ -27,7 +27,6 @@ class ToyView:
         ValueError: unknown mode, k out of range, or more states than an index can count.
     """
 
-    num_candidates = 0
     uses_model = False
 
     def __init__(self, states: StateSpace, episodes: Episodes, *, observation: str, last_k: int) -> None:
