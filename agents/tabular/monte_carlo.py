@@ -22,7 +22,7 @@ class MonteCarlo(ValueAgent):
     """
 
     exploration = GREEDY_LATE
-    default_rate_power = 0.5
+    default_rate_power = 0.5  # whole returns are noisy, and are averaged more
 
     def begin(self) -> None:
         """See `TabularAgent.begin`."""

@@ -31,7 +31,7 @@ class Sarsa(ValueAgent):
     """
 
     exploration = GREEDY_LATE
-    default_rate_power = 0.3
+    default_rate_power = 0.3  # the first targets, of a behaviour that explored, are soon forgotten
 
     def update(self, batch: Batch) -> None:
         """See `TabularAgent.update`."""

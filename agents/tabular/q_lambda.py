@@ -34,7 +34,7 @@ class QLambda(ValueAgent):
     """
 
     settings = (*ValueAgent.settings, "trace_decay")
-    default_rate_power = 0.3
+    default_rate_power = 0.3  # a trace carries poor first targets to the whole text: sooner forgotten
 
     def __init__(self, env: VectorEnv, *, trace_decay: float = 0.9, **settings: Any) -> None:
         check_unit("trace_decay", trace_decay)
