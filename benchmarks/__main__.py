@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput | toy | regret | episode | tasks | docs`."""
+"""`python -m benchmarks throughput | toy | regret | episode | tasks | model | docs`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ def main() -> None:
     """Parses the command line and runs one benchmark."""
     from benchmarks.docs import Docs
     from benchmarks.episode import EpisodePicture
+    from benchmarks.model import Model
     from benchmarks.regret import Regret
     from benchmarks.tasks import Tasks
     from benchmarks.throughput import Throughput
@@ -23,6 +24,7 @@ def main() -> None:
         "regret": Regret,
         "episode": EpisodePicture,
         "tasks": Tasks,
+        "model": Model,
         "docs": Docs,
     }
     tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")()

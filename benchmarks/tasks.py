@@ -230,15 +230,15 @@ def make(env_id: str, slots: int, seed: int, split: str = "test", **kwargs: Any)
     return make_vec_env(env_id, slots, seed=seed, split=split, **kwargs)
 
 
-def task_of(env_id: str) -> Any:
-    """The task of an id, as it is without arguments."""
-    env: Any = gymnasium.make(env_id).unwrapped
+def task_of(env_id: str, model: str | None = None) -> Any:
+    """The task of an id, as it is without arguments but the model."""
+    env: Any = gymnasium.make(env_id, model=model).unwrapped
     return env.task
 
 
-def scripts(env_id: str) -> dict[str, Callable[[Any], str]]:
+def scripts(env_id: str, model: str | None = None) -> dict[str, Callable[[Any], str]]:
     """The task's scripted players, and one that writes nothing."""
-    task = task_of(env_id)
+    task = task_of(env_id, model)
     return {"empty": lambda state: ""} | (task.players() if hasattr(task, "players") else {})
 
 
@@ -270,9 +270,11 @@ def returns_of(env: GymVecEnv, act: Callable[[Any], np.ndarray]) -> tuple[list[f
     return [episode["r"] for episode in ordered], [episode["l"] for episode in ordered]
 
 
-def play_randomly(env_id: str, episodes: int, seed: int) -> tuple[list[float], list[int]]:
-    """Uniform draws among the actions that are allowed."""
-    env = make(env_id, episodes, seed)
+def play_randomly(
+    env_id: str, episodes: int, seed: int, model: str | None = None
+) -> tuple[list[float], list[int]]:
+    """Uniform draws among the actions that are allowed; `model` is the environment's."""
+    env = make(env_id, episodes, seed, model=model)
     rng = np.random.default_rng(seed)
 
     def act(observation: Any) -> np.ndarray:
@@ -285,17 +287,23 @@ def play_randomly(env_id: str, episodes: int, seed: int) -> tuple[list[float], l
 
 
 def play_model(
-    env_id: str, episodes: int, seed: int, sampling: Sampling, decoder: Decoder | None = None
+    env_id: str,
+    episodes: int,
+    seed: int,
+    sampling: Sampling,
+    decoder: Decoder | None = None,
+    *,
+    model: str | None = None,
 ) -> tuple[list[float], list[int]]:
-    """The bundled model, or the one behind `decoder`, token by token."""
-    bundled = LanguageModel.load().decoder(episodes)
+    """The environment's model (None: the bundled one), or the one behind `decoder`, token by token."""
+    language_model = LanguageModel.load(model)
     played = play(
-        decoder or LanguageModel.load().decoder(episodes),
-        bundled,
+        decoder or language_model.decoder(episodes),
+        language_model.decoder(episodes),
         env_id,
         sampling=sampling,
         seed=seed,
-        env_kwargs={"split": "test"},
+        env_kwargs={"split": "test", "model": model},
     )
     return [episode.reward for episode in played], [episode.tokens for episode in played]
 
