@@ -1,4 +1,4 @@
-"""Turns a template and a stream of random choices into text.
+"""Turns templates and a stream of random choices into sentences that follow one another.
 
 A template is plain text with choices, `[a|b|c]` (they may nest), and facts, `{hero}`. The stream is a counter
 hash in pure Python integers, so that a seed means the same story with every version of every library.
@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 _MASK = (1 << 64) - 1
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")  # an innermost choice: no bracket inside
-_A_BEFORE_VOWEL = re.compile(r"\b([Aa]) (?=[aeiou])")
+_A_BEFORE_VOWEL = re.compile(r"\b([Aa]) (?=[aeiou]|hour|honest)")
+_PERSON = re.compile(r"\{(hero|he|him|his|himself|helper)(?:_\w+)?\}")
 
 
 class Dice:
@@ -58,13 +59,72 @@ def _scramble(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def expand(template: str, facts: Mapping[str, str], dice: Dice) -> str:
-    """The template with its choices made and its facts filled in; "a" becomes "an" where it has to.
+def choose(template: str, dice: Dice) -> str:
+    """The template with its choices made, its facts still open."""
+    while choice := _CHOICE.search(template):
+        chosen = dice.pick(choice[1].split("|"))
+        template = template[: choice.start()] + chosen + template[choice.end() :]
+    return template
+
+
+def fill(template: str, facts: Mapping[str, str]) -> str:
+    """The template with its facts filled in; "a" becomes "an" where it has to.
 
     Raises:
         KeyError: The template names a fact that the story does not have.
     """
-    while choice := _CHOICE.search(template):
-        chosen = dice.pick(choice[1].split("|"))
-        template = template[: choice.start()] + chosen + template[choice.end() :]
     return _A_BEFORE_VOWEL.sub(r"\1n ", template.format_map(facts))
+
+
+def expand(template: str, facts: Mapping[str, str], dice: Dice) -> str:
+    """`fill` after `choose`."""
+    return fill(choose(template, dice), facts)
+
+
+class Teller:
+    """Tells one sentence after the other; remembers whom it spoke of last, and calls them accordingly.
+
+    A sentence that begins with a person may begin with the pronoun instead, if the sentence before it spoke
+    of this person and of nobody else of that gender. The helper is introduced at the first mention ("her
+    friend Tom") and has a shorter name from then on ("Tom").
+
+    Args:
+        facts: What templates may name; `helper` is the short name, `introduction` the first one.
+        dice: Makes the choices.
+
+    Attributes:
+        has_introduced: Whether the helper has been named.
+    """
+
+    def __init__(self, facts: Mapping[str, str], dice: Dice) -> None:
+        self.facts = dict(facts)
+        self.dice = dice
+        self._just_named: set[str] = set()
+        self.has_introduced = False
+
+    def say(self, *templates: str) -> str:
+        """One of the templates as a sentence, with its capital."""
+        sentence = choose(self.dice.pick(templates), self.dice)
+        for person, he, his in (("hero", "{he}", "{his}"), ("helper", "{helper_he}", "{helper_his}")):
+            if self._is_clear(person):
+                if sentence.startswith((f"{{{person}}} ", f"{{{person}_s}} ")) and self.dice.below(2):
+                    beginning, rest = sentence.split(" ", 1)
+                    sentence = f"{his if beginning.endswith('_s}') else he} {rest}"
+            elif sentence.startswith(his):
+                sentence = f"{{{person}_s}}" + sentence.removeprefix(his)
+        named = {("helper" if name == "helper" else "hero") for name in _PERSON.findall(sentence)}
+        if "helper" in named and not self.has_introduced:
+            self.has_introduced = True
+            sentence = re.sub(r"\{helper(_s)?\}", r"{introduction\1}", sentence, count=1)
+        self._just_named = named
+        return _with_capital(fill(sentence, self.facts))
+
+    def _is_clear(self, person: str) -> bool:
+        """Whether a pronoun at the beginning of the next sentence can only mean this person."""
+        same_gender = self.facts["he"] == self.facts["helper_he"]
+        return person in self._just_named and (len(self._just_named) == 1 or not same_gender)
+
+
+def _with_capital(text: str) -> str:
+    first = 1 if text.startswith('"') else 0
+    return text[:first] + text[first].upper() + text[first + 1 :]

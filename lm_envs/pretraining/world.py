@@ -1,9 +1,16 @@
-"""The people, places, plots and endings of the story world.
+"""The people, places, plots and turns of the story world.
 
-Names, roles and places stand here; the sentences stand in the TOML files beside this one, as templates for
-`telling.expand`. The facts that a template may name: `{hero}`, the hero's pronouns `{he}`, `{him}`, `{his}`
-and `{himself}`, `{helper}`, `{child}` ("girl" or "boy"), `{trait}`, `{place}` ("in a village by the sea"),
-`{town}` ("village"), `{in_town}` ("in the village"), `{thing}` and `{goal}`.
+Names, roles and what a hero may carry or be stand here; the sentences stand in the TOML files beside this
+one, as templates for `telling.Teller`: a file for each genre (what one may want there, and what may go
+wrong), the attempts to get out of trouble, shared by all genres, and the endings. The facts that a template
+may name:
+
+- `{hero}` and `{hero_s}` ("Mira", "Mira's"), `{child}` ("girl" or "boy"), `{trait}`, and the hero's pronouns
+  `{he}`, `{him}`, `{his}` and `{himself}`;
+- `{helper}` and `{helper_s}`, `{helper_he}`, `{helper_him}` and `{helper_his}`;
+- `{place}` ("in a village by the sea"), `{town}` ("village"), `{in_town}` ("in the village"), `{spot}`
+  ("behind the mill");
+- `{goal}`, `{reason}`, `{thing}`, `{possession}` ("a small lamp"), and of the trouble `{cause}` and `{lack}`.
 """
 
 from __future__ import annotations
@@ -11,7 +18,9 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
+
+Pronoun = Literal["he", "she"]
 
 # One gender a name, so that a name alone decides every pronoun that follows.
 GIRLS = (
@@ -22,119 +31,210 @@ BOYS = (
     *("Tom", "Ben", "Finn", "Oscar", "Leo", "Jonas", "Peter", "Hugo"),
     *("Noah", "Emil", "Karl", "Simon", "Jack", "Felix", "Otto", "Theo"),
 )
+# One gender a role too.
+MEN = (
+    *("miller", "baker", "blacksmith", "shepherd", "sailor", "fisherman", "carpenter", "clockmaker"),
+    *("gardener", "innkeeper", "knight", "king", "wizard", "woodcutter", "ferryman", "captain"),
+    *("postman", "conductor", "librarian", "cook", "painter", "printer", "tinker"),
+)
+WOMEN = (
+    *("teacher", "doctor", "tailor", "weaver", "midwife", "queen", "witch", "fairy"),
+    *("goose girl", "florist", "nurse", "singer", "shopkeeper", "harbor master", "potter"),
+    *("glassblower", "seamstress", "headmistress", "inventor", "washerwoman", "beekeeper", "dancer"),
+)
+MALE_RELATIONS = ("grandfather", "uncle", "father", "brother", "cousin")
+FEMALE_RELATIONS = ("grandmother", "aunt", "mother", "sister", "neighbor")
+# What a helper with a name is to the hero.
+BONDS = ("friend", "classmate", "playmate")
+
+# The pronoun of every name, and of the last word of every role and relation.
+GENDERS: dict[str, Pronoun] = {
+    **{noun.split()[-1]: "he" for noun in (*BOYS, *MEN, *MALE_RELATIONS)},
+    **{noun.split()[-1]: "she" for noun in (*GIRLS, *WOMEN, *FEMALE_RELATIONS)},
+}
 
 TRAITS = (
-    *("brave", "shy", "curious", "patient", "clever", "stubborn", "quiet", "cheerful"),
-    *("careful", "gentle", "lively", "poor", "proud", "lonely", "young", "hard-working"),
+    *("brave", "patient", "clever", "kind", "stubborn", "careful"),
+    *("cheerful", "strong", "honest", "quick", "curious", "gentle"),
 )
+POSSESSIONS = {
+    "lamp": "a small lamp",
+    "rope": "a long rope",
+    "whistle": "a tin whistle",
+    "string": "a ball of string",
+    "coin": "a silver coin",
+    "bread": "a loaf of bread",
+    "flute": "a wooden flute",
+    "blanket": "a warm blanket",
+}
 
-# The second character is known by a role, never by a name and never by a pronoun.
-HELPERS = (
-    *("the baker", "the old sailor", "the teacher", "the blacksmith", "the miller", "the shepherd"),
-    *("the gardener", "the doctor", "the innkeeper", "the carpenter", "the tailor", "the clockmaker"),
-    *("{his} grandmother", "{his} grandfather", "{his} uncle", "{his} aunt", "{his} mother", "{his} father"),
-    *("{his} sister", "{his} brother", "{his} neighbor", "{his} best friend"),
+KINDS = ("lost", "broken", "taken", "short", "blocked", "afraid", "quarrel", "late", "storm", "ill")
+
+# The first sentence, or the first two: who and where, then what for. A plan is a tuple of sentences.
+PLANS = (
+    ("{hero} lived {place} and [wanted|hoped|had decided] to {goal}.", "REASON"),
+    ("{place}, a {trait} {child} named {hero} wanted to {goal}.", "REASON"),
+    ("{hero} was a {trait} {child} {place} who [wanted|longed] to {goal}.", "REASON"),
+    ("[Once|One year|One autumn], {place}, {hero} [decided|made a plan] to {goal}.", "REASON"),
+    (
+        "[Long ago|In those days], {hero}, a {trait} {child} {place}, [hoped|wanted] to {goal}, "
+        "because {reason}.",
+    ),
+    ("{hero}, a {trait} {child} {place}, wanted to {goal}, because {reason}.",),
+    (
+        "{hero} was a {trait} {child} and lived {place}.",
+        "[One day|That year|One spring] {hero} [decided|made up {his} mind] to {goal}, because {reason}.",
+    ),
+    (
+        "A {trait} {child} named {hero} lived {place}, [not far from|close to] {helper}.",
+        "[One day|That year|One morning] {hero} [wanted|began|set out] to {goal}.",
+        "REASON",
+    ),
+    (
+        '"I want to {goal}," [said|announced] {hero}, a {trait} {child} {place}.',
+        "[The reason was simple|There was a reason]: {reason}.",
+    ),
+    (
+        "{place} lived {hero}, a {trait} {child} whom {helper} [liked|trusted|had known for years].",
+        "{hero} [wanted|hoped|had decided] to {goal}, because {reason}.",
+    ),
 )
-
-INTRODUCTIONS = (
-    "{hero} lived {place} and [wanted|hoped|had decided] to {goal}.",
-    "{place}, a {trait} {child} named {hero} wanted to {goal}.",
-    "{hero} was a {trait} {child} {place} who [wanted|longed] to {goal}.",
-    "[Once|One year|One autumn], {place}, {hero} [decided|set out|made a plan] to {goal}.",
-    "[Long ago|In those days], a {trait} {child}, {hero}, lived {place} and [wanted|meant] to {goal}.",
-    "{hero}, a {trait} {child} {place}, [promised|had long wished] to {goal}.",
+CARRIED = (
+    "{hero} [always carried|never went out without|had brought] {possession}.",
+    "In {his} [bag|pocket|basket] {hero} had {possession}, a gift from {helper}.",
+    "{hero} took along {possession}, [as always|just in case|for luck].",
+)
+HERO_SAYS = ('"{speech}," said {hero}.', '"{speech}," {hero} [told {helper}|said to {helper}|promised].')
+HELPER_SAYS = ('"{speech}, {hero}," [said|answered] {helper}.', '"{speech}," {helper} [said|told {him}].')
+# What stands between a first attempt and a second one.
+AGAIN = (
+    "[Still|Even so,] {hero} [did not give up|did not go home|would not stop].",
+    "{hero} [took a deep breath|thought hard|counted to ten] and [tried again|thought of something else].",
+    "[There was one more way|There was still a way|One chance was left].",
 )
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a hero lives, as the first sentence says it and as later ones do.
-
-    Attributes:
-        phrase: "in a village by the sea"
-        short: "village"
-        preposition: For `short`: "in" the village, "on" the island.
-    """
+    """Where a hero lives: "in a village by the sea", "village", "in the village"."""
 
     phrase: str
-    short: str
-    preposition: str
-
-
-PLACES = (
-    Place("in a village by the sea", "village", "in"),
-    Place("in a fishing village", "village", "in"),
-    Place("in a mountain village", "village", "in"),
-    Place("near the harbor", "harbor", "at"),
-    Place("in the old city", "city", "in"),
-    Place("in a crowded city", "city", "in"),
-    Place("on a windy island", "island", "on"),
-    Place("on a small green island", "island", "on"),
-    Place("in a green valley", "valley", "in"),
-    Place("at the foot of the mountain", "valley", "in"),
-    Place("in a town under the hills", "town", "in"),
-    Place("in a town by the river", "town", "in"),
-    Place("in a narrow street behind the market", "street", "in"),
-    Place("on a farm near the forest", "farm", "on"),
-    Place("in the shadow of a castle", "castle", "at"),
-    Place("at a school by the lake", "school", "at"),
-)
+    town: str
+    in_town: str
 
 
 @dataclass(frozen=True)
-class Obstacle:
-    """What goes wrong at the end of the opening, and how that can turn out.
+class Goal:
+    """What a hero may want.
 
     Attributes:
-        name: A word or two for the facts of the story.
-        event: The conflict, one sentence that leaves the outcome open.
-        good: Ways in which the hero gets through, each one sentence.
-        bad: Ways in which the hero fails, each one sentence.
+        name: One word for the facts of the story.
+        can: The kinds of trouble that may come.
+        goal: A verb phrase that follows "wanted to"; it names the thing.
+        things: What the goal is about.
+        reason: Clauses that follow "because".
+        hero_says: What the hero says before the trouble.
+        helper_says: What the helper says before the trouble.
+        done: Sentences that tell that the goal is reached.
+        lost: Sentences that tell that it is not.
     """
 
     name: str
-    event: str
+    can: tuple[str, ...]
+    goal: str
+    things: tuple[str, ...]
+    reason: tuple[str, ...]
+    hero_says: tuple[str, ...]
+    helper_says: tuple[str, ...]
+    done: tuple[str, ...]
+    lost: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What may go wrong at the end of the opening.
+
+    Attributes:
+        name: A word or two for the facts of the story.
+        kind: What is wrong now, one of `KINDS`.
+        event: Sentences that tell it and leave the outcome open.
+        cause: What did it, with its article.
+        lack: Of kind "short": what is missing.
+        goals: The goals that it may befall; all that can have this kind of trouble if empty.
+    """
+
+    name: str
+    kind: str
+    event: tuple[str, ...]
+    cause: str = ""
+    lack: str = ""
+    goals: tuple[str, ...] = ()
+
+    def may_befall(self, goal: Goal) -> bool:
+        """Whether a goal can have this trouble."""
+        return self.kind in goal.can and (not self.goals or goal.name in self.goals)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A way out of one kind of trouble.
+
+    Attributes:
+        name: A gerund phrase for the facts of the story.
+        kind: What it may put right, one of `KINDS`.
+        by: What it needs: a possession, a trait, "helper" or "alone".
+        try_: Sentences that tell what is done.
+        good: Sentences that tell that it worked.
+        bad: Sentences that tell that it did not.
+    """
+
+    name: str
+    kind: str
+    by: str
+    try_: tuple[str, ...]
     good: tuple[str, ...]
     bad: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Plot:
-    """What a hero wants, why, and what may stand in the way.
-
-    Attributes:
-        name: One word for the facts of the story.
-        goal: A verb phrase that follows "wanted to"; it names the thing.
-        things: What the goal is about.
-        motive: Reasons, each one sentence; goal and motive together name the helper.
-        promise: What is said before the conflict, each one sentence.
-        obstacles: What may go wrong.
-    """
+class Genre:
+    """A sort of stories: its places, its people, what they want and what may go wrong."""
 
     name: str
-    goal: str
-    things: tuple[str, ...]
-    motive: tuple[str, ...]
-    promise: tuple[str, ...]
-    obstacles: tuple[Obstacle, ...]
+    places: tuple[Place, ...]
+    spots: tuple[str, ...]
+    roles: tuple[str, ...]
+    goals: tuple[Goal, ...]
+    troubles: tuple[Trouble, ...]
 
 
 def _read(name: str) -> dict[str, Any]:
     return tomllib.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
-def _plots(name: str) -> tuple[Plot, ...]:
-    plots = _read(name)["plot"]
-    for plot in plots:
-        plot["obstacles"] = [Obstacle(**_tuples(obstacle)) for obstacle in plot["obstacles"]]
-    return tuple(Plot(**_tuples(plot)) for plot in plots)
-
-
 def _tuples(table: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
-PLOTS = _plots("plots_home.toml") + _plots("plots_away.toml")
+def _genre(name: str) -> Genre:
+    table = _read(f"genre_{name}.toml")
+    return Genre(
+        name=table["name"],
+        places=tuple(Place(**place) for place in table["places"]),
+        spots=tuple(table["spots"]),
+        roles=tuple(table["roles"]),
+        goals=tuple(Goal(**_tuples(goal)) for goal in table["goal"]),
+        troubles=tuple(Trouble(**_tuples(trouble)) for trouble in table["trouble"]),
+    )
+
+
+def _attempts(name: str) -> tuple[Attempt, ...]:
+    tables = _read(f"attempts_{name}.toml")["attempt"]
+    return tuple(Attempt(**_tuples({"try_": table.pop("try"), **table})) for table in tables)
+
+
+GENRES = tuple(map(_genre, ("village", "fairytale", "city", "sea", "school", "workshop")))
+ATTEMPTS = _attempts("things") + _attempts("people")
 
 # ENDINGS[mood][part]: templates that may follow the turn of any plot.
 ENDINGS: dict[str, dict[str, tuple[str, ...]]] = {

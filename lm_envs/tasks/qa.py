@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lm_envs.pretraining.telling import Dice
-from lm_envs.rewards import ExactMatch, KeywordCoverage, RewardFunction, TokenF1, WeightedSum
+from lm_envs.rewards import ExactMatch, RewardFunction, TokenF1, WeightedSum
 from lm_envs.tasks.record_task import Player, RecordState, SingleTurn
 from lm_envs.tasks.records import Check, a_text, texts
 from lm_envs.tasks.story_source import Story, draw_story, draw_two, in_sentences, names
@@ -33,7 +33,7 @@ class QuestionAnswering(SingleTurn):
     ## Levels
     - "easy": the opening of a story; who wanted something, what, where, about what, and whom the hero knew.
       What cannot be answered is of a kind that stories do not tell.
-    - "medium": a whole story; also what got in the way and how it ended.
+    - "medium": a whole story; also why, what got in the way and how it ended.
     - "hard": two openings of different heroes. What cannot be answered asks for someone, or for a wish,
       that neither tells of (as in SQuAD 2.0: near misses).
 
@@ -116,8 +116,10 @@ def _answerable(told: Story, level: str) -> list[tuple[str, list[str]]]:
     ]
     if level != "medium":
         return asked
-    if KeywordCoverage([told.obstacle])([""], [told.opening]) == [1.0]:
-        asked.append((f"What got in the way of {hero}?", [told.obstacle]))
+    asked += [
+        (f"What got in the way of {hero}?", [told.obstacle]),
+        (f"Why did {hero} want to {told.goal}?", [told.reason, f"because {told.reason}"]),
+    ]
     endings = {"good": ["well", "happily", "it ended well"], "bad": ["badly", "sadly", "it ended badly"]}
     if told.mood in endings:
         asked.append((f"How did it end for {hero}?", endings[told.mood]))

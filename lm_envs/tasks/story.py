@@ -47,8 +47,9 @@ class StoryTask(SingleTurn):
 
     ## Levels
     "easy": the opening ends with the conflict, how it is solved is open. "medium": the conflict is not
-    told yet. "hard": the first sentence only. The kind of story (its genre: a voyage, a race, a quarrel,
-    ...) is the column `genre`. Whole stories need `max_new_tokens` of 96 at "medium" and 128 at "hard".
+    told yet. "hard": the first sentence only. The sort of story ("fairy tale", "village", "city",
+    "sea", "school" or "workshop") is the column `genre`. Whole stories need `max_new_tokens` of 96 at
+    "medium" and 128 at "hard".
 
     ## Data
     `prompt` (text) and `keywords` (a text or a list of texts to be kept). Generated records have `genre`
@@ -113,7 +114,7 @@ class StoryTask(SingleTurn):
         return {
             "prompt": prompt,
             "keywords": [word for word in cast(told) if KeywordCoverage([word])([""], [prompt]) == [1.0]],
-            "genre": told.plot,
+            "genre": told.genre,
             "reference": told.text[len(prompt) :],
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lm_envs.pretraining.checks import names, sentences
 from lm_envs.pretraining.stories import Mood, Split, Story, story
 from lm_envs.pretraining.telling import Dice
-from lm_envs.pretraining.world import PLOTS
+from lm_envs.pretraining.world import GENRES
 
 
 def draw_story(dice: Dice, split: Split, *moods: Mood) -> Story:
@@ -31,8 +31,15 @@ def cast(told: Story) -> list[str]:
 
 
 def troubles(plot: str) -> list[str]:
-    """What may get in the way in stories of this kind, `Story.obstacle` being one of it."""
-    return [obstacle.name for kind in PLOTS if kind.name == plot for obstacle in kind.obstacles]
+    """What may get in the way of this kind of goal, `Story.obstacle` being one of it."""
+    return [
+        trouble.name
+        for genre in GENRES
+        for goal in genre.goals
+        if goal.name == plot
+        for trouble in genre.troubles
+        if trouble.may_befall(goal)
+    ]
 
 
 def in_sentences(text: str) -> list[str]:
