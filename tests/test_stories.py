@@ -33,7 +33,7 @@ from lm_envs.pretraining.world import (
 
 COUNT = 3000
 # sha256 of the first 500 texts of each split.
-PINNED = "25858be2cb5f4735c2bddeb75cfa6e6258b145eef0f0d9563b45d198ec084b41"
+PINNED = "cbe83610bb61f0489d283fb0d7fed9a14fee59176d13e2afceed32a45797ba8d"
 
 
 @pytest.fixture(scope="module")

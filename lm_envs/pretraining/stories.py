@@ -53,8 +53,9 @@ class Story:
 
     Attributes:
         text: The whole story, one paragraph: always `f"{opening} {ending}"`.
-        opening: Up to and including the trouble, whole sentences; the ending may still turn either way.
-        ending: What was tried and how it turned out, three to five sentences.
+        setup: Its beginning, up to and including the trouble, whole sentences.
+        opening: Up to and including the last attempt; the ending may still turn either way.
+        ending: How it turned out, three or four sentences.
         mood: The tone of the ending.
         hero: Whom the story is about, a name.
         gender: The hero's.
@@ -74,6 +75,7 @@ class Story:
     """
 
     text: str
+    setup: str
     opening: str
     ending: str
     mood: Mood
@@ -157,7 +159,7 @@ class _World:
             self.state.remove("helper")
         self.tried: list[tuple[Attempt, bool]] = []
         ends_well = self.mood == "good" or (self.mood == "mixed" and dice.below(2) == 0)
-        if dice.weigh(1, 3) == 0:
+        if dice.weigh(1, 5) == 0:
             self._try(False, dice)
         self._try(ends_well, dice)
 
@@ -187,11 +189,6 @@ class _World:
             self.state.discard(way.by)
         if works:
             self.state.remove(self.trouble.kind)
-
-    @property
-    def is_solved(self) -> bool:
-        """Whether nothing is in the way of the goal any more."""
-        return self.trouble.kind not in self.state
 
     def facts(self) -> dict[str, str]:
         """What templates may name."""
@@ -231,8 +228,8 @@ def _tell(world: _World, dice: Dice) -> Story:
     goal = facts["goal"] = fill(choose(world.goal.goal, dice), facts)
     # Its facts stay open: the teller may have to introduce the helper in it.
     reason = choose(dice.pick(world.goal.reason), dice)
-    told = _opening(world, teller, reason)
-    opening = " ".join(told)
+    setup = " ".join(_setup(world, teller, reason))
+    opening = " ".join((setup, *_attempts(world, teller)))
     ending = " ".join(_ending(world, teller))
 
     nats = dice.nats
@@ -242,6 +239,7 @@ def _tell(world: _World, dice: Dice) -> Story:
     nats -= 0.0 if facts["possession"] in opening else math.log(len(POSSESSIONS))
     return Story(
         text=f"{opening} {ending}",
+        setup=setup,
         opening=opening,
         ending=ending,
         mood=world.mood,
@@ -262,8 +260,11 @@ def _tell(world: _World, dice: Dice) -> Story:
     )
 
 
-def _opening(world: _World, teller: Teller, reason: str) -> list[str]:
-    """Who, where, what for and why; what the hero has, if it will matter; what was said; the trouble."""
+def _setup(world: _World, teller: Teller, reason: str) -> list[str]:
+    """Who, where, what for and why; what the hero has, if it will matter; what was said; the trouble.
+
+    A story in which more happens has less talk.
+    """
     dice = teller.dice
     told = [
         teller.say(reason + "." if sentence == "REASON" else sentence.replace("{reason}", reason))
@@ -274,28 +275,33 @@ def _opening(world: _World, teller: Teller, reason: str) -> list[str]:
     speeches = [(HERO_SAYS, world.goal.hero_says), (HELPER_SAYS, world.goal.helper_says)]
     if not teller.has_introduced:
         speeches = speeches[1:]
-    if not teller.has_introduced or dice.below(2):
+    if not teller.has_introduced or (len(world.tried) == 1 and dice.below(2)):
         frames, words = dice.pick(speeches)
         told.append(teller.say(dice.pick(frames).replace("{speech}", dice.pick(words))))
     return [*told, teller.say(*world.trouble.event)]
 
 
+def _attempts(world: _World, teller: Teller) -> list[str]:
+    """What was tried; of the last attempt only that it was made."""
+    first, *second = [way for way, _ in world.tried]
+    told = [teller.say(*first.try_)]
+    for way in second:
+        told += [teller.say(*first.bad), teller.say(*AGAIN), teller.say(*way.try_)]
+    return told
+
+
 def _ending(world: _World, teller: Teller) -> list[str]:
-    """What was tried, how it turned out, and what was felt, said or left of it."""
+    """How the last attempt went, what became of the goal, and what was felt, said or left of it."""
     dice = teller.dice
-    told = []
-    for number, (way, works) in enumerate(world.tried):
-        if number:
-            told.append(teller.say(*AGAIN))
-        told.append(teller.say(*way.try_))
-        told.append(teller.say(*(way.good if works else way.bad)))
-    told.append(teller.say(*(world.goal.done if world.is_solved else world.goal.lost)))
-    parts = ENDINGS[world.mood]
+    way, works = world.tried[-1]
+    told = [
+        teller.say(*(way.good if works else way.bad)),
+        teller.say(*(world.goal.done if works else world.goal.lost)),
+    ]
     order: tuple[str, ...] = ("words", "closings")
     if world.mood != "mixed":
+        single = (("feelings",), ("closings",), ("words",))
         order = dice.pick(
-            (("feelings",), ("closings",), ("words",), ("words", "closings"), ("feelings", "closings"))
+            single if dice.weigh(2, 1) == 0 else (("words", "closings"), ("feelings", "closings"))
         )
-    if len(world.tried) > 1:
-        order = order[-1:]
-    return told + [teller.say(*parts[part]) for part in order]
+    return told + [teller.say(*ENDINGS[world.mood][part]) for part in order]

@@ -39,6 +39,8 @@ DEMANDS: tuple[tuple[str, Callable[[str, str], bool]], ...] = (
     (r"a (happy|sad) tone", _tone),
 )
 NUMBER = {"easy": 2, "medium": 4, "hard": 6}
+# In characters: demands, opening and ending fit into 256 tokens.
+LONGEST_OPENING = 450
 
 
 def meets(text: str, demand: str) -> bool:
@@ -142,6 +144,8 @@ class Control(SingleTurn):
     def generate(self, dice: Dice) -> dict[str, Any]:
         """An opening, and demands that its ending meets."""
         told = draw_story(dice, self.split)
+        while len(told.opening) > LONGEST_OPENING:
+            told = draw_story(dice, self.split)
         options = _options(told.opening, told.ending, cast(told), dice)
         while len(options) > NUMBER[self.level]:
             options.pop(dice.below(len(options)))
@@ -174,8 +178,10 @@ def _options(opening: str, ending: str, people: Sequence[str], dice: Dice) -> li
     count = len(sentences(ending))
     # Words that the opening does not give away, and those of the cast that this ending does without.
     new = sorted({word for word in said if len(word) > 3 and word.isalpha() and word not in known})
-    absent = [word for name in people if (word := name.split()[-1]).lower() not in said]
-    absent += [word for word in ("smiled", "said", "home", "never", "day", "heart") if word not in said]
+    absent = [word for name in people if not _holds(ending, word := name.split()[-1])]
+    absent += [
+        word for word in ("smiled", "said", "home", "never", "day", "heart") if not _holds(ending, word)
+    ]
     first = new.pop(dice.below(len(new)))
     options = [
         f"the word {first}",

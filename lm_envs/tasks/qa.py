@@ -70,9 +70,9 @@ class QuestionAnswering(SingleTurn):
         told, other = draw_two(dice, self.split)
         if self.level == "hard":
             pair = (told, other) if dice.below(2) else (other, told)
-            context = " ".join(one.opening for one in pair)
+            context = " ".join(one.setup for one in pair)
         else:
-            context = told.opening if self.level == "easy" else told.text
+            context = told.setup if self.level == "easy" else told.text
         if dice.below(UNANSWERABLE_SHARE):
             question, references = dice.pick(_answerable(told, self.level))
         else:

@@ -46,8 +46,8 @@ class StoryTask(SingleTurn):
       itself writes it, -1 for text that is a nat a token more surprising.
 
     ## Levels
-    "easy": the opening ends with the conflict, how it is solved is open. "medium": the conflict is not
-    told yet. "hard": the first sentence only. The sort of story ("fairy tale", "village", "city",
+    "easy": the conflict is told and what was tried against it, the outcome is open. "medium": the conflict is
+    not told yet. "hard": the first sentence only. The sort of story ("fairy tale", "village", "city",
     "sea", "school" or "workshop") is the column `genre`. Whole stories need `max_new_tokens` of 96 at
     "medium" and 128 at "hard".
 
@@ -108,9 +108,8 @@ class StoryTask(SingleTurn):
     def generate(self, dice: Dice) -> dict[str, Any]:
         """The beginning of a story that ends well."""
         told = draw_story(dice, self.split, "good")
-        opening = sentences(told.opening)
-        kept = {"easy": len(opening), "medium": len(opening) - 1, "hard": 1}[self.level]
-        prompt = " ".join(opening[:kept])
+        setup = sentences(told.setup)
+        prompt = {"easy": told.opening, "medium": " ".join(setup[:-1]), "hard": setup[0]}[self.level]
         return {
             "prompt": prompt,
             "keywords": [word for word in cast(told) if KeywordCoverage([word])([""], [prompt]) == [1.0]],

@@ -16,12 +16,16 @@ def draw_story(dice: Dice, split: Split, *moods: Mood) -> Story:
             return drawn
 
 
+# Two setups together have at most so many characters: with a task around them they fit into 256 tokens.
+TWO_SETUPS = 620
+
+
 def draw_two(dice: Dice, split: Split) -> tuple[Story, Story]:
-    """Two stories of different heroes with different goals."""
-    one = draw_story(dice, split)
+    """Two stories of different people with different goals, whose setups fit beside each other."""
     while True:
-        two = draw_story(dice, split)
-        if two.hero != one.hero and two.plot != one.plot:
+        one, two = draw_story(dice, split), draw_story(dice, split)
+        strangers = not {one.hero, one.helper, one.plot} & {two.hero, two.helper, two.plot}
+        if strangers and len(one.setup) + len(two.setup) <= TWO_SETUPS:
             return one, two
 
 

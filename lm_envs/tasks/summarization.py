@@ -98,7 +98,7 @@ class Summarization(SingleTurn):
         others = [trouble for told in stories for trouble in troubles(told.plot)]
         others += OUTCOMES.values() if whole else ()
         return {
-            "text": " ".join(told.text if whole else told.opening for told in stories),
+            "text": " ".join(told.text if whole else told.setup for told in stories),
             "reference": references,
             "keywords": facts + [OUTCOMES[told.mood] for told in stories if whole],
             "wrong": [other for other in others if KeywordCoverage([other])([""], references[:1]) == [0.0]],
