@@ -20,19 +20,18 @@ PRONOUNS = {
     **dict.fromkeys(("she", "her", "hers", "herself"), "she"),
 }
 _POSSESSIVES = ("his", "her")
-_DETERMINER = re.compile(r"\b(an?|the|his|her) (?:[a-z-]+ ){0,2}$", re.IGNORECASE)
+_DETERMINER = re.compile(r"\b(an?|the|his|her) (?:(?!to )[a-z-]+ )?$", re.IGNORECASE)
 
 # Words that tell a second name: "her friend Tom", "a boy named Tom". Roles and relations do so as well.
-_INTRODUCING = frozenset(("friend", "neighbor", "cousin", "twin", "named", "called"))
+_INTRODUCING = frozenset((*world.BONDS, "named", "called"))
 
 # A name says the gender of whom it names, and so do these.
-_CHILDREN = {"boy": "he", "man": "he", "lad": "he", "girl": "she", "woman": "she", "lass": "she"}
+CHILDREN = {"boy": "he", "man": "he", "lad": "he", "girl": "she", "woman": "she", "lass": "she"}
 
 
 def genders() -> Mapping[str, str]:
     """ "he" or "she" for each name (capitalised) and each role or relation (lower case) of the world."""
-    known: Mapping[str, str] | None = getattr(world, "GENDERS", None)
-    return known or {**dict.fromkeys(world.GIRLS, "she"), **dict.fromkeys(world.BOYS, "he")}
+    return world.GENDERS
 
 
 def names(text: str) -> frozenset[str]:
@@ -77,10 +76,12 @@ class Mention:
     Attributes:
         word: A name, or the lower-case head of a role ("miller" in "the old miller").
         start: Where it begins in the text.
+        determiner: Of a role, the article or possessive before it, lower case.
     """
 
     word: str
     start: int
+    determiner: str = ""
 
     @property
     def is_name(self) -> bool:
@@ -89,13 +90,15 @@ class Mention:
 
 
 def mentions(text: str, genders: Mapping[str, str]) -> Iterator[Mention]:
-    """The people that a text names, in order."""
+    """The people that a text names, in order: names, and roles behind an article or a possessive."""
     for match in _WORDS.finditer(text):
-        word = match[0]
-        # at the head of a sentence a role is capitalised too: "Grandmother said"
-        key = word if word in genders else word.lower()
-        if key in genders:
-            yield Mention(key, match.start())
+        word, start = match[0], match.start()
+        if word not in genders:
+            continue
+        if word[0].isupper():
+            yield Mention(word, start)
+        elif determiner := _DETERMINER.search(text, max(0, start - 30), start):
+            yield Mention(word, start, determiner[1].lower())
 
 
 def name_faults(text: str, genders: Mapping[str, str]) -> list[str]:
@@ -123,7 +126,7 @@ def name_faults(text: str, genders: Mapping[str, str]) -> list[str]:
 def _is_introduced(before: str, genders: Mapping[str, str]) -> bool:
     """Whether what stands before a name introduces it."""
     last = re.search(r"([A-Za-z-]+),? $", before)
-    return last is not None and (last[1] in _INTRODUCING or last[1] in genders or last[1] in _CHILDREN)
+    return last is not None and (last[1] in _INTRODUCING or last[1] in genders or last[1] in CHILDREN)
 
 
 def pronoun_faults(text: str, genders: Mapping[str, str]) -> list[str]:
@@ -134,7 +137,7 @@ def pronoun_faults(text: str, genders: Mapping[str, str]) -> list[str]:
 
     Not seen: a pronoun of the wrong person while the story has people of both genders (see `Seen.turned`).
     """
-    genders = {**_CHILDREN, **genders}
+    genders = {**CHILDREN, **genders}
     faults = []
     met: set[str] = set()
     for sentence in all_sentences(text):
@@ -153,10 +156,8 @@ def pronoun_faults(text: str, genders: Mapping[str, str]) -> list[str]:
 
 def _possessed(after: str, genders: Mapping[str, str]) -> str:
     """The relation right behind a possessive, an adjective between them allowed; "" if there is none."""
-    for word in _WORDS.findall(after)[:2]:
-        if word in genders:
-            return word
-    return ""
+    words = _WORDS.findall(after[:40])[:2]
+    return next((word for word in words if word in genders and word[0].islower()), "")
 
 
 def _two_genders(sentence: str, genders: Mapping[str, str]) -> Iterator[str]:
@@ -181,11 +182,10 @@ def role_faults(text: str, genders: Mapping[str, str]) -> list[str]:
     known: set[str] = set()
     faults = []
     for mention in mentions(text, genders):
-        determiner = _DETERMINER.search(text[: mention.start])
-        if mention.is_name or mention.word in known or determiner is None:
+        if mention.is_name or mention.word in known or mention.word in CHILDREN:
             continue
         known.add(mention.word)
-        if determiner[1].lower() not in ("a", "an"):
+        if mention.determiner not in ("a", "an"):
             if first:
                 faults.append(f"the {mention.word} after the {first}")
             first = first or mention.word
@@ -193,7 +193,7 @@ def role_faults(text: str, genders: Mapping[str, str]) -> list[str]:
 
 
 _PASTS = (
-    "went|came|was|were|had|said|saw|took|gave|knew|thought|brought|began|ran|ate|wrote|spoke|broke|fell|"
+    "went|came|was|were|had|said|took|gave|knew|thought|brought|began|ran|ate|wrote|spoke|broke|fell|"
     "kept|told|made|heard|stood|swam|sang|threw|flew|grew|drew|drove|rode|woke|chose|hid|caught|taught|sold|"
     r"bought|sought|fought|slept|wept|swept|(?!\w*eed\b)(?!(?:bed|red|shed|sled|hundred|sacred|bred|fed|led|"
     r"wed|embed|shred|spread|ahead|kindred|naked|wicked|rugged|wretched)\b)[a-z]+ed"

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from lm_envs.pretraining.checks import PRONOUNS, all_sentences, mentions
+from lm_envs.pretraining.checks import CHILDREN, PRONOUNS, all_sentences, mentions
 
 _TOKEN = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|'[a-z]+|[^\sA-Za-z]")  # words and marks
 _DETERMINERS = frozenset(("the", "his", "her", "The", "His", "Her"))
@@ -58,14 +58,14 @@ class Seen:
         """Takes note of one training story."""
         self.stories += 1
         self._exact.add(hash(text))
-        masked = self.mask(text)
+        people, masked = self._read(text)
         self._masked.add(hash(_neutral(_whole(masked))))
         for sentence in masked:
             if (key := hash(sentence)) not in self._sentences:
                 self._sentences.add(key)
                 self._triples.update(map(hash, _triples(sentence)))
                 self._capitals.update(_capitals(sentence))
-        for use in self._uses_of_pronouns(text, masked):
+        for use in self._uses_of_pronouns(people, masked):
             if use is not None:
                 self._counts[use[0]] += 1
                 self._uses.add(hash(use))
@@ -76,8 +76,15 @@ class Seen:
         HERO stands for the first name of the text, NAME for any other, ROLE for "the old miller" or "his
         aunt", THING for one of the things.
         """
-        hero = next((mention.word for mention in mentions(text, self._genders) if mention.is_name), "")
-        return [self._mask(_TOKEN.findall(sentence), hero) for sentence in all_sentences(text)]
+        return self._read(text)[1]
+
+    def _read(self, text: str) -> tuple[list[str], list[Tokens]]:
+        """Hero and helper ("" where there is none), and the masked sentences."""
+        people = dict.fromkeys(mention.word for mention in mentions(text, self._genders))
+        hero = next((word for word in people if word[0].isupper()), "")
+        helper = next((word for word in people if word != hero and word not in CHILDREN), "")
+        masked = [self._mask(_TOKEN.findall(sentence), hero) for sentence in all_sentences(text)]
+        return [hero, helper], masked
 
     def _mask(self, tokens: Sequence[str], hero: str) -> Tokens:
         masked: list[str] = []
@@ -140,8 +147,7 @@ class Seen:
 
         Not seen: sentences that are new or rare.
         """
-        masked = self.mask(text)
-        uses = self._uses_of_pronouns(text, masked)
+        uses = self._uses_of_pronouns(*self._read(text))
         return [
             sentence
             for sentence, use in zip(all_sentences(text), uses, strict=True)
@@ -149,13 +155,10 @@ class Seen:
         ]
 
     def _uses_of_pronouns(
-        self, text: str, masked: Sequence[Tokens]
+        self, people: Sequence[str], masked: Sequence[Tokens]
     ) -> list[tuple[int, tuple[bool, ...]] | None]:
         """For each sentence with pronouns: its form, and which of them agree with hero and with helper."""
-        people = dict.fromkeys(mention.word for mention in mentions(text, self._genders))
-        hero = next((word for word in people if word[0].isupper()), "")
-        helper = next((word for word in people if word != hero), "")
-        cast = [self._genders.get(person) for person in (hero, helper)]
+        cast = [self._genders.get(person) for person in people]
         uses: list[tuple[int, tuple[bool, ...]] | None] = []
         for sentence in masked:
             found = [PRONOUNS[token.lower()] for token in sentence if token in _NEUTRAL]
