@@ -22,8 +22,11 @@ PRONOUNS = {
 _POSSESSIVES = ("his", "her")
 _DETERMINER = re.compile(r"\b(an?|the|his|her) (?:(?!to )[a-z-]+ )?$", re.IGNORECASE)
 
-# Words that tell a second name: "her friend Tom", "a boy named Tom". Roles and relations do so as well.
-_INTRODUCING = frozenset((*world.BONDS, "named", "called"))
+# What stands before a name that is introduced: "her old friend ", "the boy, ", "a boy named ".
+_APPOSITION = re.compile(
+    r"(?:\b[Aa]n? (?:[a-z-]+ )?([a-z-]+) (?:named|called)"
+    r"|(?:\b[Hh]is|\b[Hh]er|\b[Tt]he|'s) (?:[a-z-]+ )?([a-z-]+)(?:,| named| called)?) $"
+)
 
 # A name says the gender of whom it names, and so do these.
 CHILDREN = {"boy": "he", "man": "he", "lad": "he", "girl": "she", "woman": "she", "lass": "she"}
@@ -125,8 +128,9 @@ def name_faults(text: str, genders: Mapping[str, str]) -> list[str]:
 
 def _is_introduced(before: str, genders: Mapping[str, str]) -> bool:
     """Whether what stands before a name introduces it."""
-    last = re.search(r"([A-Za-z-]+),? $", before)
-    return last is not None and (last[1] in _INTRODUCING or last[1] in genders or last[1] in CHILDREN)
+    found = _APPOSITION.search(before)
+    role = found and (found[1] or found[2])
+    return role in world.BONDS or role in genders or role in CHILDREN
 
 
 def pronoun_faults(text: str, genders: Mapping[str, str]) -> list[str]:
