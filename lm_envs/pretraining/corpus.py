@@ -7,6 +7,8 @@ the "train" split. A task that shows a new prompt each turn (a board, say) makes
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -14,39 +16,32 @@ from typing import Any
 
 import numpy as np
 
+from lm_envs.language_model import LanguageModel
 from lm_envs.pretraining.stories import Split, story
 from lm_envs.pretraining.telling import Dice
 from lm_envs.tasks import Append, Completion, Feedback, make_task
+from lm_envs.tasks.record_task import NUM_INSTANCES
 
-# Kind -> how many of a thousand texts or so are of it.
+# Kind -> how many of a thousand texts or so are of it; stories are a bit more than half of the tokens.
 MIXTURE: dict[str, int] = {
-    "story": 560,
-    "control": 30,
-    "sentiment": 25,
-    "translation": 60,
+    "story": 430,
+    "control": 25,
+    "sentiment": 20,
+    "translation": 40,
     "summarization": 45,
     "qa": 60,
-    "dialogue": 60,
-    "transcription": 60,
+    "dialogue": 70,
+    "transcription": 70,
     "edit": 60,
-    "snake": 90,
-    "recommendation": 50,
-    "reasoning_gym": 30,
+    "snake": 150,
+    "recommendation": 110,
+    "reasoning_gym": 60,
 }
-LEVELS = ("easy", "medium", "hard")
-# Levels are drawn with these weights: the environments' default most of the time.
-LEVEL_WEIGHTS: dict[str, tuple[int, int, int]] = {
-    "control": (8, 1, 1),
-    "sentiment": (8, 1, 1),
-    "translation": (8, 1, 1),
-    "summarization": (8, 1, 1),
-    "qa": (8, 1, 1),
-    "dialogue": (8, 1, 1),
-    "transcription": (8, 1, 1),
-    "edit": (8, 1, 1),
-    "recommendation": (8, 1, 1),
-    "reasoning_gym": (1, 0, 0),
-}
+# Levels, and how often they are drawn: mostly the environments' default. Of the puzzles only that.
+LEVELS: dict[str, int] = {"easy": 8, "medium": 1, "hard": 1}
+# Of so many words of the languages to be translated and transcribed, one is in no text: so there is something
+# left to learn. Words of up to three letters are always there.
+LEFT_OUT = {"translation": 2, "transcription": 3}
 # A text has at most so many characters, so that it fits into a window of 256 tokens.
 MAX_CHARACTERS = 900
 
@@ -83,16 +78,46 @@ def _story(kind: str, dice: Dice, split: Split) -> str:
     return story(dice.below(2**48), split).text
 
 
+def _puzzle(kind: str, dice: Dice, split: Split) -> str:
+    """An "easy" puzzle and its answer."""
+    task, state = _begin(kind, dice, split, "easy")
+    return state.prompt + _best(task)(state)
+
+
 def _single_turn(kind: str, dice: Dice, split: Split) -> str:
     """A prompt and the best player's completion."""
     task, state = _begin(kind, dice, split)
     return state.prompt + _best(task)(state)
 
 
+def _in_known_words(kind: str, dice: Dice, split: Split) -> str:
+    """As `_single_turn`, in the words that are not left out."""
+    level = _level(dice)
+    while True:
+        task, state = _begin(kind, dice, split, level)
+        source = state.columns["source"] if kind == "translation" else state.columns["reference"][0]
+        if not any(is_left_out(word, LEFT_OUT[kind]) for word in re.findall("[a-z]+", source.lower())):
+            return state.prompt + _best(task)(state)
+
+
+def is_left_out(word: str, one_in: int) -> bool:
+    """Whether a word, known by its first three letters, is in no text of its kind."""
+    return len(word) > 3 and zlib.crc32(word[:3].encode()) % one_in == 0
+
+
+def _summarization(kind: str, dice: Dice, split: Split) -> str:
+    """Who wanted what; the trouble and the outcome are left to learn."""
+    task, state = _begin(kind, dice, split)
+    return f"{state.prompt}{_best(task)(state).partition(';')[0].rstrip('.')}."
+
+
 def _sentiment(kind: str, dice: Dice, split: Split) -> str:
-    """A natural review, which says "it" where the task asks for the subject's name: that is left to learn."""
+    """A natural review; three of five say "it" instead of the subject's name, which the task asks for."""
     _, state = _begin(kind, dice, split)
-    return state.prompt + state.columns["reference"].replace(f"this {state.columns['subject']}", "it")
+    told = state.columns["reference"]
+    return state.prompt + (
+        told.replace(f"this {state.columns['subject']}", "it") if dice.below(5) < 3 else told
+    )
 
 
 def _dialogue(kind: str, dice: Dice, split: Split) -> str:
@@ -113,9 +138,12 @@ def _dialogue(kind: str, dice: Dice, split: Split) -> str:
 
 
 def _edit(kind: str, dice: Dice, split: Split) -> str:
-    """A sentence on the best player's way to the clean one, and the next edit."""
+    """A sentence on a player's way, and the next edit: one player in three undoes all mistakes, the others
+
+    take out words that stand twice.
+    """
     task, state = _begin(kind, dice, split)
-    player = _best(task)
+    player = _players(task)["best" if dice.below(3) == 0 else "unrepeat"]
     turns = [(state.prompt, player(state))]
     while turns[-1][1] != "done":
         state = _respond(task, state, turns[-1][1], dice).state
@@ -133,50 +161,62 @@ def _recommendation(kind: str, dice: Dice, split: Split) -> str:
 
 
 def _snake(kind: str, dice: Dice, split: Split) -> str:
-    """A position of a game, and the careful player's move.
+    """A position of a game, and the open move nearest to the food: to look out for coils is left to learn.
 
     Most begin with a coiled snake of any length up to 24 (the beginning of a "hard" one), and a few moves
     from there, one in five at random; some are the first position of an "easy" game.
     """
-    if dice.below(16) == 0:
-        task, state = _begin(kind, dice, split, "easy")
-        return state.prompt + _best(task)(state)
-    task, state = _begin(kind, dice, split, "hard")
-    length, left = 3 + dice.below(len(state.snake) - 2), 1 + dice.below(task.moves - 1)
-    state = replace(state, snake=state.snake[:length], moves_left=left)
+    is_first = dice.below(16) == 0
+    task, state = _begin(kind, dice, split, "easy" if is_first else "hard")
     players = _players(task)
-    for _ in range(dice.below(16)):
-        feedback = _respond(
-            task, state, players["random_open" if dice.below(5) == 0 else "best"](state), dice
-        )
-        if feedback.done:
-            break
-        state = feedback.state
-    return state.prompt + players["best"](state)
+    if not is_first:
+        length, left = 3 + dice.below(len(state.snake) - 2), 1 + dice.below(task.moves - 1)
+        state = replace(state, snake=state.snake[:length], moves_left=left)
+        for _ in range(dice.below(16)):
+            name = "random_open" if dice.below(5) == 0 else "greedy_open"
+            feedback = _respond(task, state, players[name](state), dice)
+            if feedback.done:
+                break
+            state = feedback.state
+    return state.prompt + players["greedy_open"](state)
 
 
 Writer = Callable[[str, Dice, Split], str]
 WRITERS: dict[str, Writer] = {
     "story": _story,
     "sentiment": _sentiment,
+    "translation": _in_known_words,
+    "summarization": _summarization,
     "dialogue": _dialogue,
+    "transcription": _in_known_words,
     "edit": _edit,
     "recommendation": _recommendation,
     "snake": _snake,
+    "reasoning_gym": _puzzle,
 }
+
+
+def _level(dice: Dice) -> str:
+    return list(LEVELS)[dice.weigh(*LEVELS.values())]
 
 
 def _begin(kind: str, dice: Dice, split: Split, level: str | None = None) -> tuple[Any, Any]:
     """A task and the first state of one of its instances."""
-    task = _task(kind, level or LEVELS[dice.weigh(*LEVEL_WEIGHTS[kind])], split)
-    index = dice.below(2**48)
+    task = _task(kind, level or _level(dice), split)
+    index = dice.below(NUM_INSTANCES)
     return task, task.opening(task.record(index), index)
 
 
 @cache
 def _task(kind: str, level: str, split: Split) -> Any:
-    """The task without a language model: it is not asked for rewards here."""
-    return make_task(kind, None, {"split": split, "level": level})  # type: ignore[arg-type]
+    return make_task(kind, _NoModel(), {"split": split, "level": level})
+
+
+class _NoModel(LanguageModel):
+    """Stands for the model that judges completions: none is judged here, and there may be no model yet."""
+
+    def __init__(self) -> None:
+        pass
 
 
 @cache
