@@ -24,7 +24,7 @@ from agents.metrics import common_ngram, distinct, repetition
 from agents.play import Sampling, play_script
 from benchmarks.tasks import TEXT_IDS, play_model, play_randomly, scripts
 from lm_envs.language_model import LanguageModel
-from lm_envs.pretraining.checks import four_grams, genders
+from lm_envs.pretraining.checks import four_grams, genders, share
 from lm_envs.pretraining.corpus import text
 from lm_envs.pretraining.measures import (
     EndingQuality,
@@ -38,6 +38,7 @@ from lm_envs.pretraining.seen import Seen
 from lm_envs.pretraining.stories import story
 
 HELD_OUT = 1_000_000  # seed of the first held-out story that is measured
+NEW = 2**40  # row of the corpus that no training reaches
 FIRST_INSTANCE = 20_000  # seed of the first held-out instance that is played
 
 # Figure -> its label, and the bar: at most so much.
@@ -55,6 +56,7 @@ STORY_ROWS: dict[str, tuple[str, float | None]] = {
     "unfinished": ("stories: unfinished", None),
     "copies": ("stories: a copy of a training story", 0.01),
     "masked_copies": ("stories: a copy but for people and things", 0.01),
+    "new_masked_copies": ("  ... of new stories of the training split", None),
     "words": ("words a story", None),
     "distinct_2": ("distinct-2, all stories together", None),
     "distinct_2_within": ("distinct-2 within a story", None),
@@ -141,13 +143,17 @@ class Model:
                 "endings": dataclasses.asdict(EndingQuality.of(held_out, written, genders())),
             }
 
+        # what a perfect model of the training split would copy by chance
+        new = [text(NEW + number, {"story": 1}) for number in range(self.stories)]
+        by_chance = {"new_masked_copies": share(map(seen.is_masked_copy, new))}
         return {
             "seed": self.seed,
             "training_stories": seen.stories,
             "model": figures(sampled, endings)
             | {"perplexity": held_out_perplexity(model, tokenizer, self.stories)},
             "generator": figures([told.text for told in held_out], [told.ending for told in held_out])
-            | {"perplexity": generator_perplexity(tokenizer, self.stories)},
+            | {"perplexity": generator_perplexity(tokenizer, self.stories)}
+            | by_chance,
             "samples": [sample_stories(model, tokenizer, count=1, seed=seed)[:1] for seed in range(3)],
         }
 
@@ -223,7 +229,8 @@ def quality_table(quality: Mapping[str, Any]) -> Table:
     for name, (label, bar) in STORY_ROWS.items():
         verdict = "" if bar is None else "holds" if model[name] <= bar else "missed"
         limit = "" if bar is None else f"<= {bar:.0%}"
-        table.add_row(label, number(name, model[name]), number(name, generator[name]), limit, verdict)
+        both = (number(name, side[name]) if name in side else "-" for side in (model, generator))
+        table.add_row(label, *both, limit, verdict)
     for name, label in ENDING_ROWS.items():
         table.add_row(label, *(number(name, side["endings"][name]) for side in (model, generator)))
     perplexity = (f"{side['perplexity']:.3f}" for side in (model, generator))

@@ -418,6 +418,17 @@ def test_the_generators_perplexity() -> None:
     assert generator_perplexity(tokenizer, 5) == pytest.approx(math.exp(nats / tokens))
 
 
+def test_stories_that_do_not_fit_are_passed_over() -> None:
+    tokenizer = build_tokenizer(add_bos=True)
+    told = [story(seed, "test") for seed in range(20)]
+    lengths = {each: len(tokenizer(each.text)["input_ids"]) + 1 for each in told}
+    tokenizer.model_max_length = sorted(lengths.values())[9]
+    fitting = [each for each in told if lengths[each] <= tokenizer.model_max_length]
+    nats, tokens = sum(each.nats for each in fitting), sum(lengths[each] - 1 for each in fitting)
+    expected = pytest.approx(math.exp(nats / tokens))
+    assert generator_perplexity(tokenizer, len(fitting)) == expected
+
+
 def test_completions_follow_their_prompts(tiny: tuple[Any, Any]) -> None:
     """Of a model that is sure of itself: the argmax after each prompt, whatever else is in the batch."""
     tokenizer = tiny[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,12 +37,13 @@ def held_out_perplexity(
 ) -> float:
     """exp of the mean negative log-probability of a token, over the first stories of the test split.
 
-    Every token after the first `<|endoftext|>` counts, the closing one included.
+    Every token after the first `<|endoftext|>` counts, the closing one included. Stories that the tokenizer
+    finds too long for its model are passed over.
     """
     nats, tokens = 0.0, 0
+    held_out = [row for _, row in _held_out(tokenizer, stories)]
     for first in range(0, stories, batch):
-        texts = [story(seed, "test").text for seed in range(first, min(first + batch, stories))]
-        rows = _rows(tokenizer, texts)
+        rows = held_out[first : first + batch]
         scores, _ = score_completions(
             model,
             [row[:1] for row in rows],
@@ -56,14 +58,15 @@ def held_out_perplexity(
 
 def generator_perplexity(tokenizer: PreTrainedTokenizerBase, stories: int) -> float:
     """exp of the generator's own nats a token over the same stories (see `Story.nats`)."""
-    told = [story(seed, "test") for seed in range(stories)]
-    tokens = sum(len(row) - 1 for row in _rows(tokenizer, [each.text for each in told]))
-    return math.exp(sum(each.nats for each in told) / tokens)
+    held_out = _held_out(tokenizer, stories)
+    return math.exp(sum(told.nats for told, _ in held_out) / sum(len(row) - 1 for _, row in held_out))
 
 
-def _rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of whole texts: `<|endoftext|>`, the text, `<|endoftext|>`."""
-    return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
+def _held_out(tokenizer: PreTrainedTokenizerBase, count: int) -> list[tuple[Story, list[int]]]:
+    """The first test stories that fit, each with its token ids: BOS, the text, EOS."""
+    told = (story(seed, "test") for seed in itertools.count())
+    rows = ((each, [*tokenizer(each.text)["input_ids"], tokenizer.eos_token_id]) for each in told)
+    return list(itertools.islice((row for row in rows if len(row[1]) <= tokenizer.model_max_length), count))
 
 
 def complete(
