@@ -533,9 +533,7 @@ def test_the_command_measures_parts_and_keeps_them(
     row = both["competence"]["TextGen-QA-v0"]
     assert row["best"] > row["trick"]
     assert row["trick_name"] != "best"
-    assert row["greedy_share"] == pytest.approx(
-        (row["greedy"] - row["random"]) / (row["best"] - row["random"])
-    )
+    assert row["greedy_share"] == pytest.approx((row["greedy"] - row["floor"]) / (row["best"] - row["floor"]))
     assert list(tmp_path.glob("new/*")) == [out]
 
     monkeypatch.setattr(command, "checksum", lambda language_model: "another")
