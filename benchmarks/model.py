@@ -2,7 +2,13 @@
 
 Everything is printed beside the same figures of the generator's own held-out text, which show how far a
 figure can be trusted, and what a perfect model would get. The results go to `model.json`, one section a part;
-sections of another model's weights are dropped.
+sections of another model's weights are dropped:
+
+- "model" and "weights": the folder that was measured, and the beginning of its SHA-256;
+- "quality": for "model" and for "generator" the fields of `StoryQuality`, of `EndingQuality` (in "endings"),
+  distinct-n and perplexity; "samples": the first story of each of the seeds 0, 1 and 2;
+- "competence": for each id the mean return of "random", "greedy", "sampled", "best" and "trick", and how far on
+  the way from "floor" to "best" some of them are ("greedy_share").
 """
 
 from __future__ import annotations
@@ -154,7 +160,7 @@ class Model:
             "generator": figures([told.text for told in held_out], [told.ending for told in held_out])
             | {"perplexity": generator_perplexity(tokenizer, self.stories)}
             | by_chance,
-            "samples": [sample_stories(model, tokenizer, count=1, seed=seed)[:1] for seed in range(3)],
+            "samples": ["".join(sample_stories(model, tokenizer, count=1, seed=seed)) for seed in range(3)],
         }
 
     def seen(self) -> Seen:
@@ -214,8 +220,8 @@ def show(results: Mapping[str, Any]) -> None:
     console = report.console()
     if quality := results.get("quality"):
         console.print(quality_table(quality))
-        for seed, samples in enumerate(quality["samples"]):
-            console.print(f"\nStory of seed {seed}: {' '.join(samples)}", markup=False, highlight=False)
+        for seed, sample in enumerate(quality["samples"]):
+            console.print(f"\nStory of seed {seed}: {sample}", markup=False, highlight=False)
     if competence := results.get("competence"):
         console.print(competence_table(competence))
 
@@ -250,8 +256,8 @@ def number(name: str, value: float) -> str:
 def competence_table(competence: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row an id; the bar is 30% to 80% of the way from the floor to the best, greedily."""
     table = Table(
-        title="Held-out scores; the last columns: how far on the way to the best, from random play or from an "
-        "empty text, whatever is better",
+        title="Held-out scores; the last columns: how far on the way to the best, from random play or "
+        "from an empty text, whatever is better",
     )
     table.add_column("id", no_wrap=True)
     for column in ("random", "best trick", "sampled", "greedy", "best", "trick", "sampled", "greedy", "bar"):
