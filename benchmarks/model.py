@@ -7,8 +7,8 @@ sections of another model's weights are dropped:
 - "model" and "weights": the folder that was measured, and the beginning of its SHA-256;
 - "quality": for "model" and for "generator" the fields of `StoryQuality`, of `EndingQuality` (in "endings"),
   distinct-n and perplexity; "samples": the first story of each of the seeds 0, 1 and 2;
-- "competence": for each id the mean return of "random", "greedy", "sampled", "best" and "trick", and how far on
-  the way from "floor" to "best" some of them are ("greedy_share").
+- "competence": for each id the mean return of "random", "greedy", "sampled", "best" and "trick", and how far
+  on the way from "floor" to "best" some of them are ("greedy_share").
 """
 
 from __future__ import annotations
