@@ -30,8 +30,9 @@ from agents.metrics import common_ngram, distinct, repetition
 from agents.play import Sampling, play_script
 from benchmarks.tasks import TEXT_IDS, play_model, play_randomly, scripts
 from lm_envs.language_model import LanguageModel
+from lm_envs.pretraining.batches import POOL
 from lm_envs.pretraining.checks import four_grams, genders, share
-from lm_envs.pretraining.corpus import text
+from lm_envs.pretraining.corpus import kind_of, text
 from lm_envs.pretraining.measures import (
     EndingQuality,
     StoryQuality,
@@ -40,6 +41,7 @@ from lm_envs.pretraining.measures import (
     held_out_perplexity,
     sample_stories,
 )
+from lm_envs.pretraining.recipe import Recipe
 from lm_envs.pretraining.seen import Seen
 from lm_envs.pretraining.stories import story
 
@@ -89,8 +91,8 @@ class Model:
     parts: tuple[Part, ...] = ("quality", "competence")
     stories: int = 500
     """Stories to sample, and held-out openings to continue."""
-    training_rows: int = 400_000
-    """Rows of the corpus that the model was trained on: their stories are what it could have copied."""
+    training_rows: int | None = None
+    """Rows of the recipe's training text whose stories it could have copied; None: all."""
     ids: tuple[str, ...] = TEXT_IDS
     episodes: int = 100
     """Held-out instances an id, the same for all players."""
@@ -164,11 +166,14 @@ class Model:
         }
 
     def seen(self) -> Seen:
-        """The stories of the training rows; of a row of another kind, the story in its place."""
+        """The stories among the training rows."""
         things = {story(seed).thing for seed in range(20_000)}
-        seen = Seen(genders(), things)
-        for row in tqdm(range(self.training_rows), desc="training stories", unit="story"):
-            seen.add(text(row, {"story": 1}))
+        seen, recipe = Seen(genders(), things), Recipe()
+        rows = self.training_rows or recipe.steps * recipe.rows
+        for row in tqdm(range(rows), desc="training rows", unit="row"):
+            mixture = recipe.mixture(row // (POOL * recipe.rows) * POOL)
+            if kind_of(row, mixture) == "story":
+                seen.add(text(row, mixture))
         return seen
 
     def competence(self, env_id: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from models import build_model, build_tokenizer
 
 from benchmarks import model as command
 from benchmarks.model import Model, share_of_the_way
+from lm_envs.pretraining import corpus
 from lm_envs.pretraining import seen as seen_module
 from lm_envs.pretraining.checks import (
     all_sentences,
@@ -39,6 +40,7 @@ from lm_envs.pretraining.measures import (
     is_story,
     sample_stories,
 )
+from lm_envs.pretraining.recipe import Recipe
 from lm_envs.pretraining.seen import Seen
 from lm_envs.pretraining.stories import story
 
@@ -398,6 +400,11 @@ def test_the_generator_ends_its_stories_sensibly() -> None:
 # Sampling
 
 
+def test_stories_are_told_from_the_other_kinds_of_text() -> None:
+    for row in range(300):
+        assert is_story(corpus.text(row)) == (corpus.kind_of(row) == "story")
+
+
 @pytest.fixture(scope="module")
 def tiny() -> tuple[Any, Any]:
     tokenizer = build_tokenizer(add_bos=True)
@@ -517,12 +524,13 @@ def test_the_command_measures_parts_and_keeps_them(
     monkeypatch.setattr(command, "sample_stories", sample)
     monkeypatch.setattr(command, "complete", continue_)
     out = tmp_path / "new" / "model.json"
-    options: dict[str, Any] = {"stories": 3, "training_rows": 5, "out": out}
+    options: dict[str, Any] = {"stories": 3, "training_rows": 30, "out": out}
     Model(parts=("quality",), **options)()
     printed = capsys.readouterr().out
     assert written[0].text[:40] in printed
     results = json.loads(out.read_text())
-    assert results["quality"]["training_stories"] == 5
+    rows = [corpus.text(row, Recipe().mixture(0)) for row in range(30)]
+    assert results["quality"]["training_stories"] == sum(map(is_story, rows))
     assert results["quality"]["model"]["unknown_names"] == 0.0
     assert results["quality"]["model"]["endings"]["on_topic"] == 0.0
     assert results["quality"]["generator"]["endings"]["finished"] == 1.0

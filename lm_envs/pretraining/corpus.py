@@ -64,13 +64,22 @@ def text(index: int, mixture: Mapping[str, int] = MIXTURE, split: Split = "train
         raise ValueError(f"mixture must be of the kinds {sorted(MIXTURE)}, got {unknown[0]!r}")
     if any(weight < 0 for weight in mixture.values()) or not sum(mixture.values()):
         raise ValueError(f"mixture must have weights >= 0, one of them above 0, got {dict(mixture)}")
-    dice = Dice(2 * index + (split == "test"))
-    kind = list(mixture)[dice.weigh(*mixture.values())]
+    kind, dice = _draw(index, mixture, split)
     write = WRITERS.get(kind, _single_turn)
     while True:
         written = write(kind, dice, split)
         if len(written) <= MAX_CHARACTERS:
             return written
+
+
+def kind_of(index: int, mixture: Mapping[str, int] = MIXTURE, split: Split = "train") -> str:
+    """The kind of a text, without writing it; the arguments are those of `text`."""
+    return _draw(index, mixture, split)[0]
+
+
+def _draw(index: int, mixture: Mapping[str, int], split: Split) -> tuple[str, Dice]:
+    dice = Dice(2 * index + (split == "test"))
+    return list(mixture)[dice.weigh(*mixture.values())], dice
 
 
 def _story(kind: str, dice: Dice, split: Split) -> str:

@@ -23,7 +23,7 @@ _NEUTRAL = {
 _NEUTRAL |= {pronoun.capitalize(): neutral for pronoun, neutral in _NEUTRAL.items()}
 
 # So many stories must have a sentence before a use of its pronouns that none of them has counts as wrong.
-ENOUGH = 30
+ENOUGH = 10
 
 Tokens = tuple[str, ...]
 
