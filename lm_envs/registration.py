@@ -9,12 +9,12 @@ TEXT, VECTOR = "lm_envs.text_env:TextGenEnv", "lm_envs.vector_env:TextGenVectorE
 # id -> (single environment, vector environment, keyword arguments)
 ENVIRONMENTS: dict[str, tuple[str, str, dict[str, object]]] = {
     "TextGen-v0": (TEXT, VECTOR, {"task": "continuation"}),
-    "TextGen-Story-v0": (TEXT, VECTOR, {"task": "story", "max_new_tokens": 80}),
-    "TextGen-Control-v0": (TEXT, VECTOR, {"task": "control", "max_new_tokens": 88}),
+    "TextGen-Story-v0": (TEXT, VECTOR, {"task": "story", "max_new_tokens": 96}),
+    "TextGen-Control-v0": (TEXT, VECTOR, {"task": "control", "max_new_tokens": 92}),
     "TextGen-Sentiment-v0": (TEXT, VECTOR, {"task": "sentiment", "max_new_tokens": 56}),
     "TextGen-Translation-v0": (TEXT, VECTOR, {"task": "translation", "max_new_tokens": 40, "stop": "\n"}),
     "TextGen-Summarization-v0": (TEXT, VECTOR, {"task": "summarization", "max_new_tokens": 56, "stop": "\n"}),
-    "TextGen-QA-v0": (TEXT, VECTOR, {"task": "qa", "max_new_tokens": 20, "stop": "\n"}),
+    "TextGen-QA-v0": (TEXT, VECTOR, {"task": "qa", "max_new_tokens": 24, "stop": "\n"}),
     "TextGen-Dialogue-v0": (TEXT, VECTOR, {"task": "dialogue", "max_new_tokens": 24, "stop": "\n"}),
     "TextGen-Transcription-v0": (TEXT, VECTOR, {"task": "transcription", "max_new_tokens": 32, "stop": "\n"}),
     "TextGen-Edit-v0": (

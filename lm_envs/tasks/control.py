@@ -40,7 +40,7 @@ DEMANDS: tuple[tuple[str, Callable[[str, str], bool]], ...] = (
 )
 NUMBER = {"easy": 2, "medium": 4, "hard": 6}
 # In characters: demands, opening and ending fit into 256 tokens.
-LONGEST_OPENING = 450
+LONGEST_OPENING = 420
 
 
 def meets(text: str, demand: str) -> bool:
@@ -73,11 +73,12 @@ class Control(SingleTurn):
 
     The agent reads the demands and the opening of a story, and goes on with it:
 
-    > Demands: the word reward; exactly 3 sentences; a happy tone; not the word lamp.
-    > Story: Lena was a brave girl on a farm near the forest who wanted to repair the tower clock of the
-    > farm. [...]
+    > Demands: the word stove; exactly 3 sentences; a happy tone; not the word bell.
+    > Story: Jonas, a careful boy in a noisy city of trams and bridges, wanted to find a home for a stray
+    > kitten before dark, because his aunt could not bear to see it shiver. [...]
 
-    > *Her best friend found the wheel in an old coat, and the tower clock was as good as new. [...]*
+    > *The other way was free, and Jonas walked on happily. A kind family took in the stray kitten, and that
+    > night it slept by the stove. [...]*
 
     ## Demands
     "the word W", "not the word W" (whole words, case ignored), "begin with W", "exactly N sentences", "at

@@ -9,7 +9,7 @@ from lm_envs.pretraining.telling import Dice
 from lm_envs.rewards import ExactMatch, RewardFunction, TokenF1, WeightedSum
 from lm_envs.tasks.record_task import Player, RecordState, SingleTurn
 from lm_envs.tasks.records import Check, a_text, texts
-from lm_envs.tasks.story_source import Story, draw_story, draw_two, in_sentences, names
+from lm_envs.tasks.story_source import Story, draw_story, draw_two, in_sentences, names, without_article
 
 UNANSWERABLE = "unanswerable"
 # One question in five has no answer in the text.
@@ -19,22 +19,23 @@ UNANSWERABLE_SHARE = 5
 class QuestionAnswering(SingleTurn):
     """Answer a question about a short text, in its words, or say that the text does not tell.
 
-    > Text: Ben was a young boy at a school by the lake who wanted to win the contest with a song at the
-    > school feast. But that morning a bottle of ink fell over, and a black lake covered the page.
-    > Question: Where did Ben live?
+    > Text: Finn lived in a green valley of small farms and hoped to play the banjo at the village dance. The
+    > miller wanted to dance again after the long winter. But suddenly a storm roared over the fields, and
+    > rain beat down on the banjo.
+    > Question: Where did Finn live?
     > Answer:
 
-    > *at a school by the lake*
+    > *in a green valley of small farms*
 
     ## Reward
     `0.5 exact_match + 0.5 token_f1`, 0 to 1, both with SQuAD's normalisation (case, punctuation and
     articles do not count), for the best of the references. An empty completion gets 0.
 
     ## Levels
-    - "easy": the opening of a story; who wanted something, what, where, about what, and whom the hero knew.
+    - "easy": a story up to its trouble; who wanted something, what, where, about what, whom the hero knew.
       What cannot be answered is of a kind that stories do not tell.
     - "medium": a whole story; also why, what got in the way and how it ended.
-    - "hard": two openings of different heroes. What cannot be answered asks for someone, or for a wish,
+    - "hard": two such beginnings. What cannot be answered asks for someone, or for a wish,
       that neither tells of (as in SQuAD 2.0: near misses).
 
     One question in five has the answer "unanswerable".
@@ -83,7 +84,10 @@ class QuestionAnswering(SingleTurn):
         if self.level != "hard":
             return _never_told(told)
         third = told
-        while {third.hero, third.plot} & {told.hero, told.plot, other.hero, other.plot}:
+        while {third.hero, third.plot} & {
+            *(told.hero, told.helper, told.plot),
+            *(other.hero, other.helper, other.plot),
+        }:
             third = draw_story(dice, self.split)
         return [question for question, _ in _answerable(third, self.level)]
 
@@ -112,7 +116,7 @@ def _answerable(told: Story, level: str) -> list[tuple[str, list[str]]]:
         (f"What did {hero} want to do?", [told.goal, f"to {told.goal}"]),
         (f"Where did {hero} live?", [place, place.split(" ", 1)[1]]),
         (f"What was the wish of {hero} about?", [told.thing]),
-        (f"Whom did {hero} know?", [told.helper, told.helper.split()[-1]]),
+        (f"Whom did {hero} know?", list(dict.fromkeys([told.helper, without_article(told.helper)]))),
     ]
     if level != "medium":
         return asked
@@ -129,12 +133,14 @@ def _answerable(told: Story, level: str) -> list[tuple[str, list[str]]]:
 def _never_told(told: Story) -> list[str]:
     """Questions that no story of this world answers."""
     hero, helper = told.hero, told.helper
+    # A friend has a name, a role or a relation has none.
+    nameless = () if helper[0].isupper() else (f"What was the name of {helper}?",)
     return [
         f"How old was {hero}?",
-        f"What was the name of {helper}?",
+        *nameless,
         f"What color was the hat of {hero}?",
         f"What did {hero} eat in the morning?",
-        f"How many cousins did {hero} have?",
+        f"How many spoons did {hero} have?",
         f"In which month was {hero} born?",
         f"Where was {helper} born?",
         f"What was the name of the dog of {hero}?",

@@ -26,12 +26,12 @@ class StoryTask(SingleTurn):
 
     The agent reads an opening and writes the rest:
 
-    > Ida, a lively girl at a school by the lake, promised to play the flute at the midsummer feast. The
-    > teacher had played the flute long ago and gave it to her. But a proud player from the court stepped up
-    > and played first.
+    > Jonas, a careful boy in a noisy city of trams and bridges, wanted to find a home for a stray kitten
+    > before dark, because his aunt could not bear to see it shiver. But a long parade filled the street from
+    > wall to wall, and nobody could cross. Jonas tried a long way round that hardly anybody used.
 
-    > *Ida chose a soft song about the school, and the famous guest was the first to smile. The teacher
-    > hugged Ida again and again. From that day on Ida was loved all over the school.*
+    > *The other way was free, and Jonas walked on happily. A kind family took in the stray kitten, and that
+    > night it slept by the stove. "It worked!" called Jonas, and his aunt laughed.*
 
     ## Reward
     `1.0 relevance + 0.5 variety + 1.0 arc + 2.0 coherence`, from -2 to 2.5; an empty completion gets -2.
@@ -48,8 +48,8 @@ class StoryTask(SingleTurn):
     ## Levels
     "easy": the conflict is told and what was tried against it, the outcome is open. "medium": the conflict is
     not told yet. "hard": the first sentence only. The sort of story ("fairy tale", "village", "city",
-    "sea", "school" or "workshop") is the column `genre`. Whole stories need `max_new_tokens` of 96 at
-    "medium" and 128 at "hard".
+    "sea", "school" or "workshop") is the column `genre`. Whole stories need `max_new_tokens` of 152 at
+    "medium" and 184 at "hard".
 
     ## Data
     `prompt` (text) and `keywords` (a text or a list of texts to be kept). Generated records have `genre`
@@ -107,14 +107,19 @@ class StoryTask(SingleTurn):
 
     def generate(self, dice: Dice) -> dict[str, Any]:
         """The beginning of a story that ends well."""
-        told = draw_story(dice, self.split, "good")
-        setup = sentences(told.setup)
-        prompt = {"easy": told.opening, "medium": " ".join(setup[:-1]), "hard": setup[0]}[self.level]
+        while True:
+            told = draw_story(dice, self.split, "good")
+            setup = sentences(told.setup)
+            prompt = {"easy": told.opening, "medium": " ".join(setup[:-1]), "hard": setup[0]}[self.level]
+            reference = told.text[len(prompt) :]
+            # A first sentence may leave out a friend whom the rest calls by name.
+            if not new_names(prompt, reference):
+                break
         return {
             "prompt": prompt,
             "keywords": [word for word in cast(told) if KeywordCoverage([word])([""], [prompt]) == [1.0]],
             "genre": told.genre,
-            "reference": told.text[len(prompt) :],
+            "reference": reference,
         }
 
     def prompt_of(self, record: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,12 +23,12 @@ OUTCOMES = {"good": "it ended well", "bad": "it ended badly", "mixed": "life wen
 class Summarization(SingleTurn):
     """Tell a story in one sentence: who wanted what, what the trouble was and how it ended.
 
-    > Text: Ella was a stubborn girl in a green valley who wanted to heal a sick sparrow. The clockmaker had
-    > made it a bed of moss in a box. "It needs quiet and warm milk, Ella," said the clockmaker. But hunters
-    > came up the hill, and their dogs heard the sparrow.
+    > Text: Oscar lived in a busy street full of hammers and saws and hoped to hang a silver swan sign over
+    > the door of the old bakery. The glassblower had mixed the beautiful colors for it. But a hay wagon
+    > stuck fast in the gate, and nobody could get through.
     > Summary:
 
-    > *Ella wanted to heal a sick sparrow; the trouble was dogs.*
+    > *Oscar wanted to hang a silver swan sign over the door of the old bakery; trouble: hay wagon.*
 
     ## Reward
     `0.5 rougeL + 0.5 facts + 0.5 length`, from -0.5 to 1; an empty completion gets 0.
@@ -41,8 +42,8 @@ class Summarization(SingleTurn):
     Data without the column `keywords` are judged by `rougeL + 0.5 length`, from -0.5 to 1.
 
     ## Levels
-    "easy": the text is the opening of a story, the summary leaves the outcome open. "medium": a whole
-    story, with its outcome: "it ended well", "it ended badly" or "life went on". "hard": the openings of
+    "easy": the text is a story up to its trouble, the summary leaves the outcome open. "medium": a whole
+    story, with its outcome: "it ended well", "it ended badly" or "life went on". "hard": the beginnings of
     two stories, a sentence for each.
 
     ## Data
@@ -51,16 +52,16 @@ class Summarization(SingleTurn):
 
     ## Players
     "best" gives the first reference. Tricks: the first sentence (lead-1), the first three (lead-3), the
-    whole text, its first 15 words, the first sentence's goal in the frame of the references with a guess
-    for the rest ("frame"), that with all troubles which such a hero may have and with two outcomes
+    whole text, its first 15 words, the goals that it begins with in the frame of the references with a
+    guess for the rest ("frame"), that with all troubles which such a hero may have and with two outcomes
     ("hedge"), and that with no trouble at all ("goal").
 
     ## How it could be hacked
-    All references are built alike. Their frame, filled with the goal that the first sentence tells, wins
-    most of ROUGE-L (0.94 at "easy"): therefore half of the reward is for the facts. Naming every trouble
-    there is would win these too (0.92 in all at "easy"), if wrong ones did not count against it: that way
-    it gets 0.54. What is left is "goal", which says nothing wrong and nothing of the trouble: 0.80, 0.66 and
-    0.47 at the three levels. `tests/test_task_summarization.py` shows that no trick gets 0.85.
+    All references are built alike. Their frame, filled with the goal that the text tells at its beginning,
+    wins most of ROUGE-L (0.94 at "easy"): therefore half of the reward is for the facts. Naming every trouble
+    there is would win these too, if wrong ones did not count against it: that way it gets 0.38. What is left
+    is "goal", which says nothing wrong and nothing of the trouble: 0.81, 0.68 and 0.81 at the three levels.
+    `tests/test_task_summarization.py` shows that no trick gets 0.85.
 
     ## References
     Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries" (package rouge-score); Nallapati et
@@ -89,14 +90,14 @@ class Summarization(SingleTurn):
         return WeightedSum({**parts, "length": (0.5, LengthPenalty(self._max_words))})
 
     def generate(self, dice: Dice) -> dict[str, Any]:
-        """A story, or the openings of two, with summaries made of their facts."""
+        """A story, or the beginnings of two, with summaries made of their facts."""
         stories = draw_two(dice, self.split) if self.level == "hard" else (draw_story(dice, self.split),)
         whole = self.level == "medium"
         summaries = [_summaries(told, whole) for told in stories]
         references = [" ".join(same) for same in zip(*summaries, strict=True)]
         facts = [fact for told in stories for fact in (told.hero, told.goal, told.obstacle)]
-        others = [trouble for told in stories for trouble in troubles(told.plot)]
-        others += OUTCOMES.values() if whole else ()
+        others = dict.fromkeys(trouble for told in stories for trouble in troubles(told.plot))
+        others |= dict.fromkeys(OUTCOMES.values() if whole else ())
         return {
             "text": " ".join(told.text if whole else told.setup for told in stories),
             "reference": references,
@@ -110,50 +111,55 @@ class Summarization(SingleTurn):
 
     def players(self) -> dict[str, Player]:
         """See the class."""
+        end = "; it ended well." if self.level == "medium" else "."
+
+        def frame(state: RecordState, troubles: str, end: str) -> str:
+            return "".join(f" {wish}; {troubles}{end}" for wish in _wishes(state))
+
         return {
             "best": lambda state: " " + state.columns["reference"][0],
             "lead-1": lambda state: " " + in_sentences(state.columns["text"])[0],
             "lead-3": lambda state: " " + " ".join(in_sentences(state.columns["text"])[:3]),
             "copy": lambda state: " " + state.columns["text"],
             "first words": lambda state: " " + " ".join(state.columns["text"].split()[:15]),
-            "frame": _frame,
-            "hedge": _hedge,
-            "goal": lambda state: f" {_goal(state)}; the trouble was.",
+            "frame": lambda state: frame(state, "trouble: storm", end),
+            "hedge": lambda state: frame(
+                state, f"trouble: {_troubles(state)}", f"{end[:-1]}; it ended badly." if end != "." else end
+            ),
+            "goal": lambda state: frame(state, "trouble", "."),
         }
 
 
 def _summaries(told: Story, whole: bool) -> list[str]:
     """Sentences that all say the same: goal, trouble and, of a whole story, outcome."""
-    outcome = OUTCOMES[told.mood]
-    if not whole:
-        return [
-            f"{told.hero} wanted to {told.goal}; the trouble was {told.obstacle}.",
-            f"{told.hero} hoped to {told.goal}, but had trouble: {told.obstacle}.",
-        ]
+    end = f"; {OUTCOMES[told.mood]}." if whole else "."
     return [
-        f"{told.hero} wanted to {told.goal}; the trouble was {told.obstacle}, and {outcome}.",
-        f"{told.hero} hoped to {told.goal}, but had trouble: {told.obstacle}. In the end {outcome}.",
+        f"{told.hero} wanted to {told.goal}; trouble: {told.obstacle}{end}",
+        f"{told.hero} hoped to {told.goal}, but had trouble: {told.obstacle}{end}",
     ]
 
 
-def _goal(state: RecordState) -> str:
-    """Who wanted what, by the first sentence."""
-    first = in_sentences(state.columns["text"])[0].rstrip(".")
-    hero = min(names(first) or ["Somebody"], key=first.find)
-    return f"{hero} wanted to {first.partition(' to ')[2]}"
+_WISH = re.compile(r"(?:want|wanted|hoped|longed|decided|plan|mind|began|out) to ([^,.]+)")
 
 
-def _frame(state: RecordState) -> str:
-    """What the first sentence gives, in the frame of all summaries, with a guess for the rest."""
-    return f" {_goal(state)}; the trouble was a storm, and it ended well."
+def _wishes(state: RecordState) -> list[str]:
+    """Who wanted what, by the first wish of each story."""
+    wishes: list[str] = []
+    seen: set[str] = set()
+    # The first story, and what comes after the sentence that tells its trouble: a second one has a new hero.
+    for told in re.split(r"(?<=[.!?\"]) But [^.!?]*[.!?]\"? ", state.columns["text"], maxsplit=1):
+        new = names(told) - seen
+        if (wish := _WISH.search(told)) and new:
+            wishes.append(f"{min(new, key=told.find)} wanted to {wish[1]}")
+        seen |= new
+    return wishes or [f"Somebody wanted to {in_sentences(state.columns['text'])[0].rstrip('.')}"]
 
 
-def _hedge(state: RecordState) -> str:
-    """All the troubles that stories with such a goal have, and two outcomes."""
-    # Who knows the goal knows these; in which order they stand says nothing.
-    known = [word for word in state.columns.get("wrong", ()) if word not in OUTCOMES.values()]
-    known += [word for word in state.columns.get("keywords", ()) if word not in OUTCOMES.values()][2:3]
-    return f" {_goal(state)}; the trouble was {', '.join(known)}, and it ended well. It ended badly."
+def _troubles(state: RecordState) -> str:
+    """All the troubles that stories with such goals have."""
+    # Who knows the goals knows these; in which order they stand says nothing.
+    known = {*state.columns.get("wrong", ()), *state.columns.get("keywords", ())[2::3]}
+    return ", ".join(sorted(known - {*OUTCOMES.values()}))
 
 
 class Facts:
