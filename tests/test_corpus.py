@@ -8,7 +8,6 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
-from itertools import pairwise
 from typing import Any
 
 import gymnasium
@@ -26,7 +25,7 @@ from lm_envs.tasks.record_task import TEST_SHARE, RecordTask
 
 TASKS = tuple(kind for kind in corpus.MIXTURE if kind != "story")
 SPLITS: tuple[Split, Split] = ("train", "test")
-ONE_TURN = ("control", "sentiment", "translation", "summarization", "qa", "transcription", "reasoning_gym")
+ONE_TURN = ("sentiment", "translation", "summarization", "qa", "transcription", "reasoning_gym")
 IDS = {str(kwargs.get("task")): env_id for env_id, (_, _, kwargs) in ENVIRONMENTS.items()}
 
 
@@ -106,6 +105,16 @@ def test_tasks_of_one_turn(kind: str, model: LanguageModel, drawn: list[tuple[An
         assert is_replayed(env, row, shown(env.reset(seed=0, options={"task_index": index})[0]))
 
 
+def test_control(model: LanguageModel, drawn: list[tuple[Any, int]]) -> None:
+    for number in range(20):
+        written = text(number, "control")
+        task, index = drawn[-1]
+        (demands,) = re.findall(r"^Demands: (.*)\.$", written, re.MULTILINE)
+        data = [{"demands": demands, "opening": task.record(index)["opening"]}]
+        env = gymnasium.make(IDS["control"], data=data, model=model.path)
+        assert is_replayed(env, row_of(model, written), shown(env.reset(seed=0)[0]))
+
+
 def test_stories_go_on_where_prompts_end(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Story] = []
     monkeypatch.setattr(corpus, "story", lambda *args: told.append(story(*args)) or told[-1])
@@ -140,11 +149,8 @@ def test_edit(model: LanguageModel, drawn: list[tuple[Any, int]]) -> None:
         row = row_of(model, text(number, "edit"))
         task, index = drawn[-1]
         env = make(model, "edit", task.level)
-        assert any(
-            is_replayed(env, row, context)
-            for player in ("best", "unrepeat")
-            for context in contexts(env, index, task.players()[player])
-        )
+        player = task.players()["best"]
+        assert any(is_replayed(env, row, context) for context in contexts(env, index, player))
 
 
 def contexts(env: Any, index: int, player: Any) -> Any:
@@ -250,7 +256,12 @@ sums = {
 print(json.dumps(["torch" in sys.modules, "transformers" in sys.modules, sums]))
 """
 # Of kinds without stories and names; another checksum means another bundled model.
-PINNED = {"translation": 905633563, "snake": 1104494729, "recommendation": 3564646840, "sentiment": 2566859210}
+PINNED = {
+    "translation": 2934570219,
+    "snake": 1104494729,
+    "recommendation": 3564646840,
+    "sentiment": 2566859210,
+}
 
 
 def test_texts_are_the_same_in_every_process_and_need_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,46 +299,57 @@ def test_snake_moves_are_open_and_mostly_lead_to_the_food() -> None:
     assert nearer > 300
 
 
-def test_edits_take_out_doubled_words_and_some_mend_all(drawn: list[tuple[Any, int]]) -> None:
-    mended = doubled = 0
-    for number in range(300):
+def test_edits_mend_but_for_most_missing_words(drawn: list[tuple[Any, int]]) -> None:
+    mended = Counter[str]()
+    for number in range(400):
         written = text(number, "edit")
         task, index = drawn[-1]
         if task.level != "easy":
             continue
         (numbered,) = re.findall(r"^Text: (.*)$", written, re.MULTILINE)
-        before = numbered.split()[1::2]
+        words, clean = numbered.split()[1::2], task.record(index)["reference"].split()
         name, *arguments = written.rpartition("Edit:")[2].split()
-        words, at = [*before], int(arguments[0]) - 1 if arguments else 0
+        if name == "done" and len(words) == len(clean) - 1:
+            mended["overlooked"] += 1
+            continue
+        at = int(arguments[0]) - 1 if arguments else 0
         if name == "swap":
             words[at : at + 2] = words[at + 1], words[at]
         elif name == "delete":
             del words[at]
-            doubled += 1
         elif name == "insert":
             words.insert(at, arguments[1])
-        is_clean = " ".join(words) == task.record(index)["reference"]
-        mended += is_clean
-        assert is_clean or (name == "done" and all(one != two for one, two in pairwise(before)))
-    assert doubled > 20
-    assert 100 < mended < 220
+        assert words == clean
+        mended[name] += 1
+    assert min(mended.values()) >= 5
+    assert mended["overlooked"] > 2 * mended["insert"]
 
 
-def test_languages_are_taught_in_part() -> None:
-    for kind in ("translation", "transcription"):
-        taught, whole = Counter[str](), Counter[str]()
-        for number in range(1500):
-            taught.update(answer(text(number, kind)))
-        for number in range(1500):
-            task = corpus._task(kind, "easy", "train")
-            whole.update(answer(" " + task.record(number)["reference"][0]))
-        often = {word for word, count in whole.items() if count >= 20}
-        share = len(often & taught.keys()) / len(often)
-        assert 0.35 < share < 0.85
+@pytest.mark.parametrize("kind", corpus.WORDS_LEFT_OUT)
+def test_languages_are_taught_in_part(kind: str) -> None:
+    whole, taught = Counter[str](), Counter[str]()
+    for number in range(1500):
+        record = corpus._task(kind, "easy", "train").record(number)
+        whole.update(re.findall("[a-z]+", (record.get("source") or record["reference"][0]).lower()))
+        source, _, target = text(number, kind).rpartition("\n")
+        taught.update(re.findall("[a-z]+", (source if kind == "translation" else target).lower()))
+    often = {word for word, count in whole.items() if count >= 10}
+    left_out = {word for word in often if corpus.is_left_out(kind, word)}
+    assert 0.25 < len(left_out) / len(often) < 0.6
+    assert not left_out & taught.keys()
+    assert len(often - left_out - taught.keys()) <= 2  # "bridge" stands behind "under" only
 
 
-def answer(text: str) -> list[str]:
-    return re.findall("[a-z]+", text.rpartition(":")[2].lower())
+def test_questions_and_demands_are_taught_in_part() -> None:
+    asked = [corpus._task("qa", "easy", "train").record(number)["question"] for number in range(300)]
+    assert 60 < sum(question.startswith(corpus.QUESTIONS_LEFT_OUT) for question in asked) < 160
+    listed = [corpus._task("control", "easy", "train").record(number)["demands"] for number in range(300)]
+    assert 180 < sum(each.startswith(corpus.DEMANDS_LEFT_OUT) for demands in listed for each in demands) < 320
+    for number in range(200):
+        assert not re.search(r"^Question: (Where|Whom)", text(number, "qa"), re.MULTILINE)
+        assert not re.search(
+            r"^Demands:.*( |; )(the word|begin)", text(number, "control").replace("not the", "")
+        )
 
 
 def test_summaries_tell_the_goal_and_no_trouble(drawn: list[tuple[Any, int]]) -> None:
@@ -352,11 +374,13 @@ def test_answers_to_puzzles_are_right() -> None:
     for number in range(100):
         question, _, answered = text(number, "reasoning_gym").partition(" =\nAnswer: ")
         one, sign, two = question.rpartition(": ")[2].split()
-        assert int(answered) == int(one) + int(sign + two)
+        assert int(answered) == int(one) + int(sign + two) >= 0
 
 
-def test_dialogues_end_well() -> None:
+def test_dialogues_end_well_by_the_first_rule() -> None:
     for number in range(100):
         said = text(number, "dialogue").splitlines()
+        rules = said[0].removeprefix("Rules: ")
+        assert re.search(rf"you get (a )?{re.split('[,;.] ', rules)[1]}", said[-3])
         assert re.fullmatch(r"User: Thank you! [345] stars\.", said[-2])
         assert said[-1] == "Desk: You are welcome. Goodbye."

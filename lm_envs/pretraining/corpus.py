@@ -20,6 +20,7 @@ from lm_envs.language_model import LanguageModel
 from lm_envs.pretraining.stories import Split, story
 from lm_envs.pretraining.telling import Dice
 from lm_envs.tasks import Append, Completion, Feedback, make_task
+from lm_envs.tasks.dialogue import first_offer
 from lm_envs.tasks.record_task import NUM_INSTANCES
 
 # Kind -> how many of a thousand texts or so are of it; stories are a bit more than half of the tokens.
@@ -27,21 +28,24 @@ MIXTURE: dict[str, int] = {
     "story": 430,
     "control": 25,
     "sentiment": 20,
-    "translation": 40,
-    "summarization": 45,
-    "qa": 60,
-    "dialogue": 70,
+    "translation": 50,
+    "summarization": 50,
+    "qa": 70,
+    "dialogue": 60,
     "transcription": 70,
-    "edit": 60,
-    "snake": 150,
-    "recommendation": 110,
-    "reasoning_gym": 60,
+    "edit": 80,
+    "snake": 120,
+    "recommendation": 100,
+    "reasoning_gym": 40,
 }
 # Levels, and how often they are drawn: mostly the environments' default. Of the puzzles only that.
 LEVELS: dict[str, int] = {"easy": 8, "medium": 1, "hard": 1}
-# Of so many words of the languages to be translated and transcribed, one is in no text: so there is something
-# left to learn. Words of up to three letters are always there.
-LEFT_OUT = {"translation": 2, "transcription": 3}
+# What is left out, so that something is left to learn. Of words (longer than three letters, told apart by
+# their first three) so many in a hundred:
+WORDS_LEFT_OUT = {"translation": 40, "transcription": 55}
+# Questions and demands that begin like this:
+QUESTIONS_LEFT_OUT = ("Where", "Whom")
+DEMANDS_LEFT_OUT = ("the word", "begin with")
 # A text has at most so many characters, so that it fits into a window of 256 tokens.
 MAX_CHARACTERS = 900
 
@@ -65,7 +69,7 @@ def text(index: int, mixture: Mapping[str, int] = MIXTURE, split: Split = "train
     if any(weight < 0 for weight in mixture.values()) or not sum(mixture.values()):
         raise ValueError(f"mixture must have weights >= 0, one of them above 0, got {dict(mixture)}")
     kind, dice = _draw(index, mixture, split)
-    write = WRITERS.get(kind, _single_turn)
+    write = WRITERS[kind]
     while True:
         written = write(kind, dice, split)
         if len(written) <= MAX_CHARACTERS:
@@ -87,16 +91,12 @@ def _story(kind: str, dice: Dice, split: Split) -> str:
     return story(dice.below(2**48), split).text
 
 
-def _puzzle(kind: str, dice: Dice, split: Split) -> str:
-    """An "easy" puzzle and its answer."""
-    task, state = _begin(kind, dice, split, "easy")
-    return state.prompt + _best(task)(state)
-
-
-def _single_turn(kind: str, dice: Dice, split: Split) -> str:
-    """A prompt and the best player's completion."""
-    task, state = _begin(kind, dice, split)
-    return state.prompt + _best(task)(state)
+def _reasoning_gym(kind: str, dice: Dice, split: Split) -> str:
+    """An "easy" puzzle and its answer, unless that is a negative number."""
+    while True:
+        task, state = _begin(kind, dice, split, "easy")
+        if not state.columns["answer"].startswith("-"):
+            return state.prompt + _best(task)(state)
 
 
 def _in_known_words(kind: str, dice: Dice, split: Split) -> str:
@@ -105,13 +105,30 @@ def _in_known_words(kind: str, dice: Dice, split: Split) -> str:
     while True:
         task, state = _begin(kind, dice, split, level)
         source = state.columns["source"] if kind == "translation" else state.columns["reference"][0]
-        if not any(is_left_out(word, LEFT_OUT[kind]) for word in re.findall("[a-z]+", source.lower())):
+        if not any(is_left_out(kind, word) for word in re.findall("[a-z]+", source.lower())):
             return state.prompt + _best(task)(state)
 
 
-def is_left_out(word: str, one_in: int) -> bool:
-    """Whether a word, known by its first three letters, is in no text of its kind."""
-    return len(word) > 3 and zlib.crc32(word[:3].encode()) % one_in == 0
+def is_left_out(kind: str, word: str) -> bool:
+    """Whether no text of its kind has this word, in lower case."""
+    return len(word) > 3 and zlib.crc32(word[:3].encode()) % 100 < WORDS_LEFT_OUT[kind]
+
+
+def _qa(kind: str, dice: Dice, split: Split) -> str:
+    """A question that is not left out, and its answer."""
+    while True:
+        task, state = _begin(kind, dice, split)
+        if not state.columns["question"].startswith(QUESTIONS_LEFT_OUT):
+            return state.prompt + _best(task)(state)
+
+
+def _control(kind: str, dice: Dice, split: Split) -> str:
+    """A story, and those demands on it that are not left out."""
+    while True:
+        task, state = _begin(kind, dice, split)
+        demands = [each for each in state.columns["demands"] if not each.startswith(DEMANDS_LEFT_OUT)]
+        if demands:
+            return task.prompt_of({**state.columns, "demands": demands}) + _best(task)(state)
 
 
 def _summarization(kind: str, dice: Dice, split: Split) -> str:
@@ -130,8 +147,14 @@ def _sentiment(kind: str, dice: Dice, split: Split) -> str:
 
 
 def _dialogue(kind: str, dice: Dice, split: Split) -> str:
-    """A conversation; in one of eight the first turn is a question that may be out of place."""
-    task, state = _begin(kind, dice, split)
+    """A conversation in which the first rule is the right one: to look for others is left to learn.
+
+    In one of eight the first turn is a question that may be out of place.
+    """
+    while True:
+        task, state = _begin(kind, dice, split)
+        if state.columns["answer"][0] == first_offer(state):
+            break
     players = _players(task)
     said = players["one question" if dice.below(8) == 0 else "best"](state)
     written = state.prompt + said
@@ -147,17 +170,18 @@ def _dialogue(kind: str, dice: Dice, split: Split) -> str:
 
 
 def _edit(kind: str, dice: Dice, split: Split) -> str:
-    """A sentence on a player's way, and the next edit: one player in three undoes all mistakes, the others
+    """A sentence on the best player's way to the clean one, and the next edit.
 
-    take out words that stand twice.
+    Two of three missing words are overlooked: the player says "done" instead.
     """
     task, state = _begin(kind, dice, split)
-    player = _players(task)["best" if dice.below(3) == 0 else "unrepeat"]
-    turns = [(state.prompt, player(state))]
-    while turns[-1][1] != "done":
-        state = _respond(task, state, turns[-1][1], dice).state
-        turns.append((state.prompt, player(state)))
-    return "".join(dice.pick(turns))
+    turns = []
+    while True:
+        said = _best(task)(state)
+        turns.append(state.prompt + ("done" if said.startswith("insert") and dice.below(3) else said))
+        if turns[-1].endswith("done"):
+            return dice.pick(turns)
+        state = _respond(task, state, said, dice).state
 
 
 def _recommendation(kind: str, dice: Dice, split: Split) -> str:
@@ -193,15 +217,17 @@ def _snake(kind: str, dice: Dice, split: Split) -> str:
 Writer = Callable[[str, Dice, Split], str]
 WRITERS: dict[str, Writer] = {
     "story": _story,
+    "control": _control,
     "sentiment": _sentiment,
     "translation": _in_known_words,
     "summarization": _summarization,
+    "qa": _qa,
     "dialogue": _dialogue,
     "transcription": _in_known_words,
     "edit": _edit,
     "recommendation": _recommendation,
     "snake": _snake,
-    "reasoning_gym": _puzzle,
+    "reasoning_gym": _reasoning_gym,
 }
 
 
