@@ -33,7 +33,7 @@ TEXT = ' Mira hugged the baker. "Well done, Mira!" he cried, and they were happy
     ("demand", "yes", "no"),
     [
         ("the word baker", [TEXT, "BAKER"], ["The bakers came.", "bake"]),
-        ("not the word baker", ["The bakers came."], [TEXT, "BAKER!"]),
+        ("not the word baker", ["The bakers came."], [TEXT, "BAKER!", "The baker's oven smoked."]),
         ("begin with Mira", [TEXT, "mira ran"], ["Then Mira ran.", "Miranda ran."]),
         ("exactly 2 sentences", [TEXT, "No. Yes?"], ["One.", "One. Two. Three.", "no end"]),
         ("exactly 1 sentence", ["One."], [TEXT]),
@@ -51,12 +51,13 @@ def test_each_demand(demand: str, yes: list[str], no: list[str]) -> None:
 
 def holds(text: str, demand: str) -> bool:
     """The demands again, by other means."""
-    plain = re.sub(r'"[^"]*"', "Q", text)  # sentences inside a quotation do not end the one around it
+    # What ends inside a quotation does not end the sentence around it.
+    plain = re.sub(r'"[^"]*(\W)"', r"Q\1", text.strip())
     said = re.sub(r"[^\w'-]+", " ", text.lower()).split()
     kind, _, value = demand.rpartition(" ")
     if demand.endswith(("sentences", "sentence")):
         *_, number, _ = demand.split()
-        ends = len(re.findall(r"[.!?]", plain)) + len(re.findall(r"Q$|Q (?=[A-Z]\w)", plain))
+        ends = len(re.findall(r"[.!?](?= [A-Z]|$)", plain))
         return ends == int(number) if "exactly" in demand else ends >= int(number)
     if demand.startswith("at most"):
         return len(said) <= int(demand.split()[2])
@@ -65,7 +66,7 @@ def holds(text: str, demand: str) -> bool:
         return score > 0 if "happy" in demand else score < 0
     return {
         "the word": value.lower() in said,
-        "not the word": value.lower() not in said,
+        "not the word": not re.search(rf"\b{value}\b", text, re.IGNORECASE),  # nor in "mother's"
         "begin with": said[0] == value.lower(),
     }[kind]
 
@@ -119,8 +120,8 @@ def test_levels_are_met_less_by_chance(bundled: LanguageModel) -> None:
 def test_prompts_and_best_answers_fit(bundled: LanguageModel) -> None:
     for level in LEVELS:
         prompt, answer = longest(Control(bundled, level=level), 1000)
-        assert answer <= 72
-        assert prompt + 72 <= 256
+        assert answer <= 92
+        assert prompt + 92 <= 256
 
 
 def test_reward_is_the_share_of_demands_less_what_is_surprising(bundled: LanguageModel) -> None:

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from single_turns import LEVELS, checksum, first_states, judge, longest, progress
+from story_reader import beginnings
 
 from lm_envs.language_model import LanguageModel
 from lm_envs.tasks.summarization import LengthPenalty, Summarization
 from lm_envs.testing import check_task
 
 FRAMES = (
-    r"(\w+) wanted to ([^;]+); the trouble was ([^.,]+)(?:, and ([^.]+))?\.",
-    r"(\w+) hoped to ([^,]+), but had trouble: ([^.]+)\.(?: In the end ([^.]+)\.)?",
+    r"(\w+) wanted to ([^;]+); trouble: ([^;.]+)(?:; ([^;.]+))?\.",
+    r"(\w+) hoped to ([^,;]+), but had trouble: ([^;.]+)(?:; ([^;.]+))?\.",
 )
 
 
@@ -43,9 +44,9 @@ def test_references_say_the_same_and_it_stands_in_the_text(bundled: LanguageMode
         told, again = (facts(*row) for row in zip(references, FRAMES, strict=True))
         assert told == again
         assert len(told) == (2 if level == "hard" else 1)
-        for hero, goal, _, outcome in told:
-            first = next(part for part in re.findall(r"[^.!?]+\.", text) if hero in part)
-            assert first.endswith(f" to {goal}.")
+        for read, (hero, goal, trouble, outcome) in zip(beginnings(text), told, strict=True):
+            assert (hero, goal) == (read.hero, read.goal)
+            assert trouble in read.trouble
             assert bool(outcome) == (level == "medium")
             outcomes.add(outcome)
         assert sorted(keywords) == sorted(fact for row in told for fact in row if fact)
@@ -132,12 +133,12 @@ def test_naming_every_trouble_does_not_pay(bundled: LanguageModel, level: Any) -
         known.setdefault(goal.split()[0], set()).add(trouble)
     task = Summarization(bundled, level=level, split="test")
     states = first_states(task, 100)
-    ending = " It ended well." if level == "medium" else ""
+    ending = "; it ended well" if level == "medium" else ""
     texts = []
     for state in states:
         hero, goal = state.columns["keywords"][:2]
         troubles = ", ".join(sorted(known[goal.split()[0]])[:4])
-        texts.append(f" {hero} wanted to {goal}; the trouble was {troubles}.{ending}")
+        texts.append(f" {hero} wanted to {goal}; trouble: {troubles}{ending}.")
     mean = sum(reward for reward, _ in judge(task, states, texts)) / len(states)
     assert mean < 0.75
 
