@@ -259,7 +259,7 @@ print(json.dumps(["torch" in sys.modules, "transformers" in sys.modules, sums]))
 PINNED = {
     "translation": 2934570219,
     "snake": 1104494729,
-    "recommendation": 3564646840,
+    "recommendation": 3585242189,
     "sentiment": 2566859210,
 }
 
@@ -299,9 +299,9 @@ def test_snake_moves_are_open_and_mostly_lead_to_the_food() -> None:
     assert nearer > 300
 
 
-def test_edits_mend_but_for_most_missing_words(drawn: list[tuple[Any, int]]) -> None:
-    mended = Counter[str]()
-    for number in range(400):
+def test_edits_mend_but_for_some_missing_words_and_swaps(drawn: list[tuple[Any, int]]) -> None:
+    mended, overlooked = Counter[str](), Counter[str]()
+    for number in range(600):
         written = text(number, "edit")
         task, index = drawn[-1]
         if task.level != "easy":
@@ -309,8 +309,9 @@ def test_edits_mend_but_for_most_missing_words(drawn: list[tuple[Any, int]]) -> 
         (numbered,) = re.findall(r"^Text: (.*)$", written, re.MULTILINE)
         words, clean = numbered.split()[1::2], task.record(index)["reference"].split()
         name, *arguments = written.rpartition("Edit:")[2].split()
-        if name == "done" and len(words) == len(clean) - 1:
-            mended["overlooked"] += 1
+        if name == "done" and words != clean:
+            overlooked["swap" if len(words) == len(clean) else "insert"] += 1
+            assert len(words) <= len(clean)
             continue
         at = int(arguments[0]) - 1 if arguments else 0
         if name == "swap":
@@ -322,7 +323,19 @@ def test_edits_mend_but_for_most_missing_words(drawn: list[tuple[Any, int]]) -> 
         assert words == clean
         mended[name] += 1
     assert min(mended.values()) >= 5
-    assert mended["overlooked"] > 2 * mended["insert"]
+    # A sentence with a mistake that is seen makes two texts, the clean one among them: half as many.
+    assert overlooked["insert"] > 2 * mended["insert"]
+    assert 0.5 * mended["swap"] < overlooked["swap"] < 1.7 * mended["swap"]
+
+
+def test_recommendations_are_popular_or_the_best(drawn: list[tuple[Any, int]]) -> None:
+    popular = 0
+    for number in range(300):
+        written = text(number, "recommendation")
+        task, _ = drawn[-1]
+        turn = len([*listed(written, "Liked today"), *listed(written, "Skipped today")])
+        popular += written.endswith(f"Next:{task._by_popularity[turn]}")
+    assert 180 <= popular < 250
 
 
 @pytest.mark.parametrize("kind", corpus.WORDS_LEFT_OUT)

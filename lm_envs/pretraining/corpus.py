@@ -46,6 +46,8 @@ WORDS_LEFT_OUT = {"translation": 40, "transcription": 55}
 # Questions and demands that begin like this:
 QUESTIONS_LEFT_OUT = ("Where", "Whom")
 DEMANDS_LEFT_OUT = ("the word", "begin with")
+# Edits of which so many in three are overlooked.
+OVERLOOKED = {"insert": 2, "swap": 1}
 # A text has at most so many characters, so that it fits into a window of 256 tokens.
 MAX_CHARACTERS = 900
 
@@ -172,25 +174,32 @@ def _dialogue(kind: str, dice: Dice, split: Split) -> str:
 def _edit(kind: str, dice: Dice, split: Split) -> str:
     """A sentence on the best player's way to the clean one, and the next edit.
 
-    Two of three missing words are overlooked: the player says "done" instead.
+    Two of three missing words and one of three swaps are overlooked: the player says "done" instead. That is
+    what a model should say that does not see a mistake.
     """
     task, state = _begin(kind, dice, split)
     turns = []
     while True:
         said = _best(task)(state)
-        turns.append(state.prompt + ("done" if said.startswith("insert") and dice.below(3) else said))
+        is_overlooked = dice.below(3) < OVERLOOKED.get(said.split()[0], 0)
+        turns.append(state.prompt + ("done" if is_overlooked else said))
         if turns[-1].endswith("done"):
             return dice.pick(turns)
         state = _respond(task, state, said, dice).state
 
 
 def _recommendation(kind: str, dice: Dice, split: Split) -> str:
-    """A moment of a session in which one item in three was drawn at random, and the best item then."""
+    """A moment of a session in which popular items are recommended, and one in six at random.
+
+    What comes next is the next popular item, in one of three texts the best one for this user: to find out
+    what a user loves is left to learn.
+    """
     task, state = _begin(kind, dice, split)
+    players = _players(task)
     for _ in range(dice.below(task.turns)):
-        said = dice.pick(task.items) if dice.below(3) == 0 else _best(task)(state)
+        said = dice.pick(task.items) if dice.below(6) == 0 else players["popular"](state)
         state = _respond(task, state, said, dice).state
-    return state.prompt + _best(task)(state)
+    return state.prompt + players["best" if dice.below(3) == 0 else "popular"](state)
 
 
 def _snake(kind: str, dice: Dice, split: Split) -> str:
