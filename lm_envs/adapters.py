@@ -42,9 +42,9 @@ class FromGymnasium:
 
     One step of the foreign environment is one turn: the agent reads the observation and writes the action,
     token by token. The action is the completion without blanks around it. Its reward is the turn's reward,
-    its info is `info["env_info"]`. The episode is terminated when the foreign one is terminated or truncated;
-    `info["env_truncated"]` tells which. A completion that is not in the foreign action space is not passed
-    on: it ends the episode with `invalid_reward`.
+    its info is `info["env_info"]`. The episode is terminated or truncated when the foreign one is. A
+    completion that is not in the foreign action space is not passed on: it ends the episode with
+    `invalid_reward`.
 
     An episode is known by its seed and its actions, so the foreign environment must be deterministic given
     these. Running ones are kept; where a clone goes another way, or one is missing, it is replayed from its
@@ -125,8 +125,7 @@ class FromGymnasium:
         env = self._env_in(state)
         if not env.action_space.contains(action):
             self._keep((state.seed, state.actions), env)
-            info = {"env_info": {}, "env_truncated": False, "finish_reason": "task"}
-            return Feedback(self.invalid_reward, True, info=info)
+            return Feedback(self.invalid_reward, True, info={"env_info": {}, "finish_reason": "task"})
         try:
             observation, reward, terminated, truncated, env_info = env.step(action)
         except Exception as error:  # whatever it may be, the environment is in no known state now
@@ -136,10 +135,16 @@ class FromGymnasium:
                 f"{len(state.actions)} others from seed {state.seed}: {type(error).__name__}: {error}"
             ) from error
         following = ForeignState(_text(observation), state.seed, (*state.actions, action))
-        info = {"env_info": env_info, "env_truncated": bool(truncated)}
+        info = {"env_info": env_info}
         if terminated or truncated:
             self._idle.append(env)
-            return Feedback(reward, True, following, {**info, "finish_reason": "task"})  # type: ignore[arg-type]
+            return Feedback(
+                reward,  # type: ignore[arg-type]
+                bool(terminated),
+                following,
+                {**info, "finish_reason": "task"},
+                truncated=bool(truncated and not terminated),
+            )
         self._keep((following.seed, following.actions), env)
         context = Append(following.prompt) if self.append else Replace(following.prompt)
         return Feedback(reward, False, following, info, context)  # type: ignore[arg-type]

@@ -203,7 +203,7 @@ class _Episode:
 
     def go_on(self, completion: Completion, feedback: Feedback, model: Any) -> None:
         """What an environment does with a task's feedback."""
-        self.done = bool(feedback.done)
+        self.done = bool(feedback.done or feedback.truncated)
         self.state = self.state if feedback.state is None else feedback.state
         if isinstance(feedback.context, Replace):
             self.context = model.encode_prompt(feedback.context.text)
@@ -288,8 +288,9 @@ def _check_feedback(slot: int, completion: Completion, feedback: Any, model: Any
         if finite_float(value) is None:
             message = f"{where}: {name} must be a finite number, got {value!r}"
             raise RewardError(message, slot=slot, text=completion.text, value=value)
-    if not isinstance(feedback.done, bool | np.bool_):
-        raise TypeError(f"{where}: done must be a bool, got {feedback.done!r}")
+    for name in ("done", "truncated"):
+        if not isinstance(value := getattr(feedback, name), bool | np.bool_):
+            raise TypeError(f"{where}: {name} must be a bool, got {value!r}")
     if feedback.state is not None:
         _check_state(where, feedback.state, model)
     if isinstance(feedback.context, Replace):

@@ -74,6 +74,7 @@ class Faulty(Dialogue):
         ([Feedback(reward=float("nan"))], RewardError, "reward of slot 0 must be a finite number, got nan"),
         ([Feedback(reward=True)], RewardError, "must be a finite number, got True"),
         ([Feedback(done=None)], TypeError, "done must be a bool, got None for slot 0"),  # type: ignore[arg-type]
+        ([Feedback(truncated=1)], TypeError, "truncated must be a bool, got 1 for slot 0"),  # type: ignore[arg-type]
         ([Feedback(context="x")], TypeError, "must be Append, Replace or None"),  # type: ignore[arg-type]
         ([Feedback(info=None)], TypeError, "info must be a dict, got None for slot 0"),  # type: ignore[arg-type]
         ([Feedback(info={"prompt": "x"})], ValueError, r"not have the keys \['prompt'\], .* slot 0"),

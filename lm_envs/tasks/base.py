@@ -62,7 +62,10 @@ class Feedback:
         info: merged into the step's info, e.g. `{"reward_parts": {"sentiment": 0.4}}`. A task that ends an
             episode for a reason of its own (the game is won) may put `{"finish_reason": "task"}` here; the
             other keys that the environment writes are refused.
-        context: what the agent reads next; None lets the next turn follow on the completion. Ignored if done.
+        context: what the agent reads next; None lets the next turn follow on the completion. Ignored if the
+            episode ends.
+        truncated: True ends an episode that is not done by a limit of the task's own (`truncated`): learners
+            then count on a value that was to come.
     """
 
     reward: float = 0.0
@@ -70,6 +73,7 @@ class Feedback:
     state: Any = None
     info: Mapping[str, Any] = field(default_factory=dict)
     context: Append | Replace | None = None
+    truncated: bool = False
 
 
 class TaskState(Protocol):

@@ -136,11 +136,17 @@ class TokenizedTask:
                 next_states[i] = feedback.state
             infos.append({**self._info(states[i], turns, i, completion), **feedback.info})
             contexts.append(self._encode_next(feedback, f"next context of slot {slots[i]}"))
+        tokens, lengths = _padded(contexts)
+        # An episode goes on only in a context that leaves room for a token.
+        lengths[[bool(feedback.truncated) for feedback in answers]] = (
+            self._max_prompt_tokens + self._max_new_tokens
+        )
         return Answers(
             np.array([float(feedback.reward) for feedback in answers]),
             np.array([feedback.done for feedback in answers]),
             next_states,
-            *_padded(contexts),
+            tokens,
+            lengths,
             np.array([isinstance(feedback.context, Replace) for feedback in answers]),
             infos,
         )
@@ -233,8 +239,9 @@ def _check_feedback(feedback: Any, completion: Completion) -> None:
     if not is_number or not math.isfinite(reward):
         message = f"the reward of slot {slot} must be a finite number, got {reward!r} for {text!r}"
         raise RewardError(message, slot=slot, text=text, value=reward)
-    if not isinstance(feedback.done, bool | np.bool_):
-        raise TypeError(f"Feedback.done must be a bool, got {feedback.done!r} for slot {slot}")
+    for name in ("done", "truncated"):
+        if not isinstance(value := getattr(feedback, name), bool | np.bool_):
+            raise TypeError(f"Feedback.{name} must be a bool, got {value!r} for slot {slot}")
     if not isinstance(feedback.context, Append | Replace | None):
         got = f"{feedback.context!r:.60} for slot {slot}"
         raise TypeError(f"Feedback.context must be Append, Replace or None, got {got}")
