@@ -88,7 +88,7 @@ def test_generated_demands_can_be_met_together(bundled: LanguageModel, level: An
 
 
 @pytest.mark.parametrize(
-    ("level", "expected"), [("easy", 2495596768), ("medium", 1759716352), ("hard", 744618952)]
+    ("level", "expected"), [("easy", 392720042), ("medium", 1806796357), ("hard", 96450874)]
 )
 def test_instances_are_the_same_everywhere(bundled: LanguageModel, level: Any, expected: int) -> None:
     assert checksum(Control(bundled, level=level)) == expected

@@ -162,7 +162,7 @@ def test_edits_that_are_offered_lead_to_the_source(bundled: LanguageModel, level
 
 
 @pytest.mark.parametrize(
-    ("level", "checksum"), [("easy", 855506769), ("medium", 2924347536), ("hard", 2243044903)]
+    ("level", "checksum"), [("easy", 3349956181), ("medium", 2963190556), ("hard", 441725453)]
 )
 def test_instances_are_the_same_everywhere(bundled: LanguageModel, level: Any, checksum: int) -> None:
     rows = [
@@ -187,7 +187,7 @@ def test_prompts_fit(bundled: LanguageModel, level: Any) -> None:
         state = start(task, index)
         longest = (*state.words, *["with"] * 6)[:MAX_WORDS]
         prompt = task._prompt(state.before, longest, 1)
-        assert len(bundled.encode(prompt)) < 220
+        assert len(bundled.encode(prompt)) + 16 <= 256
     assert max(len(bundled.encode(f" {edit}\n")) for edit in task.choices["edit"]) <= 16
 
 

@@ -33,6 +33,8 @@ CORRUPTIONS = {
 }
 # Words of the generated sentences.
 LENGTHS = range(6, 13)
+# In characters: the story so far, 16 numbered words and an edit fit into 256 tokens of the bundled model.
+LONGEST_BEFORE = 620
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -129,10 +131,10 @@ class Edit(RecordTask):
     turn; the next prompt shows the new text.
 
     ```
-    Lily lived in the old city and wanted to bake a plum pie for the baker.
-    Text: 1 The 2 baker 3 not 4 had 5 eaten 6 a 7 plum 8 pie 9 since 10 the 11 spring.
+    Finn lived in a green valley of small farms and hoped to play the banjo at the village dance.
+    Text: 1 But 2 suddenly 3 a 4 storm 5 over 6 roared 7 the 8 fields.
     Edits left: 6
-    Edit: swap 3
+    Edit: swap 5
     ```
 
     | Edit            | Does                                                              |
@@ -248,6 +250,8 @@ class Edit(RecordTask):
             before, reference = " ".join(sentences[:at]), tuple(sentences[at].split())
             # Speech may be cut anywhere.
             if len(reference) not in LENGTHS or '"' in sentences[at] or before.count('"') % 2:
+                continue
+            if len(before) > LONGEST_BEFORE:
                 continue
             text, mistakes = reference, 0
             while distance(text, reference) == mistakes < count:
