@@ -37,7 +37,8 @@ def sentences(text: str) -> list[str]:
 
 def beginnings(text: str) -> list[Beginning]:
     """One for each story in the text: of a whole story, of a beginning, or of two after each other."""
-    told, found = sentences(text), []
+    told = sentences(text)
+    found: list[Beginning] = []
     while told:
         # The hero is named first; a story that goes on after its trouble names nobody new.
         hero = next((word for word in re.findall(r"\w+", told[0]) if word in NAMES), "")
