@@ -94,11 +94,16 @@ def _story(kind: str, dice: Dice, split: Split) -> str:
 
 
 def _reasoning_gym(kind: str, dice: Dice, split: Split) -> str:
-    """An "easy" puzzle and its answer, unless that is a negative number."""
-    while True:
+    """Six "easy" puzzles, a line break (the stop string) between them; none has a negative answer.
+
+    Six, because an answer is one token or two: few to learn from, otherwise.
+    """
+    solved: list[str] = []
+    while len(solved) < 6:
         task, state = _begin(kind, dice, split, "easy")
         if not state.columns["answer"].startswith("-"):
-            return state.prompt + _best(task)(state)
+            solved.append(state.prompt + _best(task)(state))
+    return "\n".join(solved)
 
 
 def _in_known_words(kind: str, dice: Dice, split: Split) -> str:
