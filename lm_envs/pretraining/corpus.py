@@ -38,6 +38,21 @@ MIXTURE: dict[str, int] = {
     "recommendation": 100,
     "reasoning_gym": 40,
 }
+# Towards the end of the training: more of what is learned slowly.
+LATE_MIXTURE: dict[str, int] = {
+    "story": 400,
+    "control": 25,
+    "sentiment": 20,
+    "translation": 45,
+    "summarization": 40,
+    "qa": 60,
+    "dialogue": 90,
+    "transcription": 60,
+    "edit": 90,
+    "snake": 180,
+    "recommendation": 120,
+    "reasoning_gym": 60,
+}
 # Levels, and how often they are drawn: mostly the environments' default. Of the puzzles only that.
 LEVELS: dict[str, int] = {"easy": 8, "medium": 1, "hard": 1}
 # What is left out, so that something is left to learn. Of words (longer than three letters, told apart by

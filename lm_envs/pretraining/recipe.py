@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from lm_envs.pretraining.corpus import MIXTURE
+from lm_envs.pretraining.corpus import LATE_MIXTURE, MIXTURE
 
 # Far more than any run reads, so that the texts of two training seeds do not meet.
 TEXTS_PER_SEED = 10_000_000
@@ -45,7 +45,7 @@ class Recipe:
     seed: int = 0
     rows: int = 64
     shards: int = 2
-    mixtures: tuple[tuple[float, Mapping[str, int]], ...] = ((0.0, MIXTURE),)
+    mixtures: tuple[tuple[float, Mapping[str, int]], ...] = ((0.0, MIXTURE), (0.72, LATE_MIXTURE))
     vocab_size: int = 2048
     tokenizer_texts: int = 20_000
     context_length: int = 256
