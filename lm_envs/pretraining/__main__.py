@@ -88,14 +88,16 @@ def _run(arguments: argparse.Namespace) -> None:
     print("measuring ...", flush=True)
     if own is not None:
         write_model(arguments.out, trained.model, tokenizer)
+        prompts = f", prompts=[{' '.join(own.held_out[0].split()[:5])!r}]"
         held_out = own_text.cut(tokenizer, own.held_out)
         perplexity = own_text.perplexity(trained.model, tokenizer, held_out)
     else:
+        prompts = ""
         perplexity = write_release(arguments.out, trained, tokenizer)
     print(
         f"{trained.tokens:,} tokens, {trained.seconds / 60:.1f} minutes, "
         f"held-out perplexity {perplexity:.3f}\n"
-        f'wrote {arguments.out}: gymnasium.make("TextGen-v0", model="{arguments.out}")'
+        f'wrote {arguments.out}: gymnasium.make("TextGen-v0", model="{arguments.out}"{prompts})'
     )
 
 

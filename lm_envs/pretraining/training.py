@@ -67,7 +67,8 @@ def train(
 
     Args:
         recipe: What to train.
-        source: The texts; picklable, if there are several processes.
+        source: The texts. Several processes are spawned: it must be picklable, and a script that calls this
+            must guard its main part with `if __name__ == "__main__"`.
         tokenizer: Makes the training rows.
         checkpoint: A safetensors file: read at the start, replaced as a whole while training and at the end.
         processes: 1, or as many as the recipe has shards; None: as many if there are cores for them and
@@ -225,8 +226,8 @@ def _group(store: distributed.Store, rank: int, processes: int) -> Iterator[None
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread for torch and for the tokenizer: a process a core is twice as fast as a thread a core."""
-    threads = torch.get_num_threads()
+    """One thread for torch and for the tokenizer: the other cores have processes of their own."""
+    threads, parallel = torch.get_num_threads(), os.environ.get("TOKENIZERS_PARALLELISM")
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
@@ -234,6 +235,8 @@ def _one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         del os.environ["TOKENIZERS_PARALLELISM"]
+        if parallel is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = parallel
 
 
 def _cores() -> int:
