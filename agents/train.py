@@ -53,10 +53,10 @@ class TextSettings:
     env: str = "TextGen-v0"
     algo: str = "ppo"
     model: str | None = None
-    total_timesteps: int = 150_000
+    total_timesteps: int = 50_000
     n_envs: int = 64
-    n_steps: int = 56
-    batch_size: int = 896
+    n_steps: int = 64
+    batch_size: int = 1024
     n_epochs: int = 2
     learning_rate: float = 2e-4
     clip_range: float = 0.2
@@ -89,12 +89,12 @@ class Train:
     total_timesteps: int | None = None
     """Environment steps (tokens) to train for, in this call. This and the hyperparameters below: None is the
     algorithm's own value for this environment (README and agents/toy/learners.py; on texts as stated here),
-    150,000 on texts."""
+    50,000 on texts."""
     n_envs: int | None = None
     """Slots of the vector environment; on texts 64."""
     batch_size: int | None = None
     """Transitions of a minibatch (not q_learning, a2c); whole episodes are packed up to about that many; on
-    texts 896."""
+    texts 1024."""
     n_epochs: int | None = None
     """Passes over each rollout (PPO); on texts 2."""
     learning_rate: float | None = None
@@ -108,7 +108,7 @@ class Train:
     model: str | None = None
     """Texts only: folder or hub id of the causal language model; None: the bundled one."""
     n_steps: int | None = None
-    """Texts only: steps of each slot in a rollout; None: 56."""
+    """Texts only: steps of each slot in a rollout; None: 64."""
     kl_coef: float | None = None
     """Texts only: coefficient of the per-token KL penalty against the untrained model, in reward per nat;
     None: 0.1."""

@@ -165,8 +165,8 @@ class Tasks:
             learner: OnPolicyAlgorithm = PPO(
                 TransformerPolicy,
                 env,
-                n_steps=56,
-                batch_size=896,
+                n_steps=64,
+                batch_size=1024,
                 normalize_advantage=False,  # the buffer whitens the whole rollout
                 rollout_buffer_class=EpisodeRolloutBuffer,
                 **shared,
@@ -199,7 +199,7 @@ class Tasks:
             f"instances a seed, the same for all players). PPO: {self.total_timesteps:,} steps or "
             f"{self.minutes:g} minutes{took}, "
             f"{self.n_envs} slots, learning rate {self.learning_rate:g}, 2 epochs, gamma 1, lambda 0.95; on "
-            f"tokens the transformer itself, 56 steps a rollout, minibatches of 896, KL coefficient "
+            f"tokens the transformer itself, 64 steps a rollout, minibatches of 1024, KL coefficient "
             f"{self.kl_coef:g}; where an action is a choice, an MLP, 32 steps, 256, entropy coefficient 0.01."
         )
 

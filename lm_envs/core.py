@@ -66,7 +66,7 @@ class EnvCore:
         task: str | Task,
         model: str | None,
         *,
-        max_new_tokens: int = 56,
+        max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
         context_length: int | None = None,
         truncate_prompts: bool = False,

@@ -95,7 +95,7 @@ class TextGenEnv(gymnasium.Env):
     |--------------------|--------------------|------------------|------------------------------------------|
     | `task`             | str or `Task`      | `"continuation"` | the name of a task, or an own one        |
     | `model`            | str or None        | `None`           | folder or hub id; None: the bundled one  |
-    | `max_new_tokens`   | int                | `56`             | tokens that a turn may have              |
+    | `max_new_tokens`   | int                | `64`             | tokens that a turn may have              |
     | `stop`             | str or list of str | `()`             | end a turn; cut off the completion       |
     | `context_length`   | int or None        | `None`           | L, tokens; None: the model's             |
     | `truncate_prompts` | bool               | `False`          | long prompts lose tokens at the front    |
@@ -141,7 +141,7 @@ class TextGenEnv(gymnasium.Env):
         task: str | Task = "continuation",
         model: str | None = None,
         *,
-        max_new_tokens: int = 56,
+        max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
         context_length: int | None = None,
         truncate_prompts: bool = False,

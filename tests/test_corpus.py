@@ -111,7 +111,7 @@ def test_puzzles(model: LanguageModel, drawn: list[tuple[Any, int]]) -> None:
         drawn.clear()
         written = text(number, "reasoning_gym")
         solved = re.split(r"\n(?=State)", written)
-        easy = [index for task, index in drawn if not task.record(index)["answer"].startswith("-")]
+        easy = [index for task, index in list(drawn) if not task.record(index)["answer"].startswith("-")]
         assert len(solved) == 6
         for puzzle, index in zip(solved, easy, strict=False):
             context = shown(env.reset(seed=0, options={"task_index": index})[0])

@@ -195,8 +195,8 @@ def test_a_trouble_can_befall_its_goal_and_an_attempt_can_be_made(train):
 
 def facts_of_anybody() -> dict[str, str]:
     names = (
-        "hero hero_s child trait he him his himself helper helper_s helper_he helper_him helper_his introduction "
-        "introduction_s place town in_town spot thing possession cause lack goal"
+        "hero hero_s child trait he him his himself helper helper_s helper_he helper_him helper_his "
+        "introduction introduction_s place town in_town spot thing possession cause lack goal"
     )
     return {**dict.fromkeys(names.split(), "x"), "reason": "y"}
 

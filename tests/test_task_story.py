@@ -128,6 +128,8 @@ def test_new_names(completion: str, names: set[str]) -> None:
         (" Mira found the GOAT, and the baker smiled.", 1.0),
         (" The goats of Mira came home.", 1 / 3),
         (" Mira and Clara found the goat of the baker.", 0.0),
+        (f" {PROMPT}", 0.0),
+        (f" {PROMPT} It was Mira.", 1 / 3),
         ("", 0.0),
     ],
 )
@@ -147,7 +149,12 @@ def test_relevance(completion: str, value: float) -> None:
     ],
 )
 def test_variety_is_distinct_2_that_needs_some_length(completion: str, value: float) -> None:
-    assert Variety().score(completion) == pytest.approx(value)
+    assert Variety()([""], [completion]) == [pytest.approx(value)]
+
+
+def test_variety_of_a_copy_is_none() -> None:
+    said = " ".join(f"w{i}" for i in range(41))
+    assert Variety()([said, said], [said, f"{said} and more"]) == [0.0, pytest.approx(2 / 42)]
 
 
 def test_arc_by_hand() -> None:

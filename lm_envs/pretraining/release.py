@@ -97,6 +97,8 @@ def write_release(
 def write_model(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes the files that `LanguageModel.load` reads, and their checksums; replaces each as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("is_local", "local_files_only"):  # where a tokenizer was read from is no property of it
+        tokenizer.init_kwargs.pop(name, None)
     with tempfile.TemporaryDirectory(dir=folder) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lm_envs.pretraining.telling import Dice
 from lm_envs.rewards import KeywordCoverage, RewardFunction, Sentiment, WeightedSum
-from lm_envs.rewards.base import TextReward, words
+from lm_envs.rewards.base import words
 from lm_envs.tasks.continuation import EnoughFluency
 from lm_envs.tasks.record_task import Player, RecordState, SingleTurn
 from lm_envs.tasks.records import Check, a_text, texts
@@ -37,9 +37,9 @@ class StoryTask(SingleTurn):
     `1.0 relevance + 0.5 variety + 1.0 arc + 2.0 coherence`, from -2 to 2.5; an empty completion gets -2.
 
     - relevance, 0 to 1: share of the record's `keywords` (hero, helper and thing, as far as the opening tells
-      them) that the text names; 0 if it brings in a new name.
-    - variety, 0 to 1: different pairs of words, divided by all pairs, or by 20 if there are fewer
-      (distinct-2).
+      them) that the text names in sentences of its own; 0 if it brings in a new name.
+    - variety, 0 to 1: different pairs of words that the opening does not have, divided by all pairs, or by 20
+      if there are fewer (distinct-2).
     - arc, 0 to 1: VADER's score of the last sentence, minus the lowest score of a sentence before it, opening
       included: out of the trouble into a good end.
     - coherence, -1 to 0: typicality under the frozen model, as in `TextGen-v0`: 0 for text as the model
@@ -56,8 +56,8 @@ class StoryTask(SingleTurn):
     and `reference`, the rest of a story that ends well.
 
     ## Players
-    "best" writes `reference`. Tricks: copying the opening, its last sentence, a pleasing sentence, a
-    sentence that fits every story with this one's cast, and the bare keywords among happy words.
+    "best" writes `reference`. Tricks: copying the opening (60 words of it), its last sentence, a pleasing
+    sentence, a sentence that fits every story with this one's cast, and the bare keywords among happy words.
 
     ## How it could be hacked
     Each part can be won by nonsense: relevance by a list of the cast, the arc by a last word, variety by
@@ -131,7 +131,7 @@ class StoryTask(SingleTurn):
         best: dict[str, Player] = {"best": lambda state: state.columns["reference"]}
         return {
             **(best if self.has_column("reference") else {}),
-            "copy": lambda state: " " + state.prompt,
+            "copy": lambda state: " " + " ".join(state.prompt.split()[:60]),
             "last sentence": lambda state: " " + in_sentences(state.prompt)[-1],
             "pleasing": lambda state: " In the end they were all happy, and it was a wonderful day.",
             "any story": lambda state: (
@@ -148,17 +148,23 @@ def _listed(state: RecordState) -> str:
 class Relevance:
     """Share of the column `keywords` that the completion names, 0 if it brings in a new name. Range 0 to 1.
 
-    New is a name of the story world, or a capital inside a sentence, that the prompt does not have. An empty
-    completion gets 0.
+    Sentences that stand in the prompt already do not count. New is a name of the story world, or a capital
+    inside a sentence, that the prompt does not have. An empty completion gets 0.
     """
 
     __name__ = "relevance"
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """B texts in, B floats out."""
-        shares = KeywordCoverage()(prompts, completions, **columns)
+        own = [_own_sentences(*row) for row in zip(prompts, completions, strict=True)]
+        shares = KeywordCoverage()(prompts, own, **columns)
         rows = zip(shares, prompts, completions, strict=True)
         return [0.0 if new_names(prompt, text) else share for share, prompt, text in rows]
+
+
+def _own_sentences(prompt: str, completion: str) -> str:
+    copied = set(sentences(prompt))
+    return " ".join(said for said in in_sentences(completion.strip()) if said not in copied)
 
 
 # Capitals that are no names.
@@ -175,10 +181,11 @@ def new_names(prompt: str, completion: str) -> set[str]:
     return (inside | names(completion)) - set(re.findall(r"\w+", prompt))
 
 
-class Variety(TextReward):
-    """Different pairs of words, divided by all pairs of the completion or by `least`, if that is more.
+class Variety:
+    """Different pairs of words that the prompt does not have, divided by all pairs or by `least`.
 
-    Distinct-2 (Li et al. 2016) that a short text does not win. Range 0 to 1; an empty completion gets 0.
+    Distinct-2 (Li et al. 2016) that neither a short text nor a copy of the prompt wins. Range 0 to 1; an
+    empty completion gets 0.
 
     Args:
         least: pairs of words that a text needs for 1.
@@ -189,10 +196,15 @@ class Variety(TextReward):
     def __init__(self, least: int = 20) -> None:
         self.least = least
 
-    def score(self, completion: str) -> float:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """B texts in, B floats out; `columns` are not read."""
+        return [self.score(*row) for row in zip(prompts, completions, strict=True)]
+
+    def score(self, prompt: str, completion: str) -> float:
         """The share of one completion."""
         said = words(completion)
-        return len(set(pairwise(said))) / max(len(said) - 1, self.least)
+        new = set(pairwise(said)) - set(pairwise(words(prompt)))
+        return len(new) / max(len(said) - 1, self.least)
 
 
 class Arc:
