@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
-SHORTER = {"100_000": "3584", "n_eval_episodes=256": "n_eval_episodes=4", "n_envs=64": "n_envs=8"}
+SHORTER = {"50_000": "3584", "n_eval_episodes=256": "n_eval_episodes=4", "n_envs=64": "n_envs=8"}
 
 
 def test_every_python_block_runs(

@@ -237,10 +237,3 @@ def sentence_slips(sentence: str) -> list[str]:
 def is_unfinished(text: str) -> bool:
     """Whether a text stops within a sentence or within a quotation."""
     return not re.search(r'[.!?]"?$', text) or text.count('"') % 2 == 1
-
-
-# What release.py of the first version counts.
-def mixes_genders(text: str) -> bool:
-    """Whether a text holds names or pronouns of both genders."""
-    found = {PRONOUNS.get(word) for word in words(text)} | {genders()[name] for name in names(text)}
-    return {"he", "she"} <= found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,15 +15,11 @@ from lm_envs.completion_scoring import score_completions
 from lm_envs.decoding import Decoder
 from lm_envs.pretraining.checks import (
     all_sentences,
-    four_grams,
     is_unfinished,
-    mixes_genders,
     name_faults,
-    names,
     pronoun_faults,
     role_faults,
     sentence_slips,
-    sentences,
     share,
 )
 from lm_envs.pretraining.seen import Seen
@@ -296,85 +291,4 @@ class EndingQuality:
             finished=share(finished),
             good=share(tone > 0.05 for tone in tones),
             bad=share(tone < -0.05 for tone in tones),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleQuality:
-    """Shares of sampled stories, 0 to 1. All of them are 0 in generated text.
-
-    Attributes:
-        several_names: With more than one name.
-        mixed_genders: With names or pronouns of both genders.
-        unfinished: That do not end in a full stop, or stop inside a quotation.
-    """
-
-    several_names: float
-    mixed_genders: float
-    unfinished: float
-
-    @classmethod
-    def of(cls, texts: list[str]) -> SampleQuality:
-        """Measures the texts."""
-        return cls(
-            several_names=share(len(names(text)) > 1 for text in texts),
-            mixed_genders=share(mixes_genders(text) for text in texts),
-            unfinished=share(
-                not text.endswith((".", "!", "?", '"')) or text.count('"') % 2 == 1 for text in texts
-            ),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Variety:
-    """How many different things the first `stories` training stories hold.
-
-    Attributes:
-        stories: How many were counted.
-        texts: Distinct whole stories.
-        openings: Distinct openings.
-        endings: Distinct endings.
-        sentences: Distinct sentences.
-        last_sentences: Distinct last sentences.
-        four_grams: Distinct runs of four words.
-        top_four_gram: The run of four words that the most endings hold.
-        top_four_gram_share: Share of the endings that hold it.
-    """
-
-    stories: int
-    texts: int
-    openings: int
-    endings: int
-    sentences: int
-    last_sentences: int
-    four_grams: int
-    top_four_gram: str
-    top_four_gram_share: float
-
-    @classmethod
-    def of(cls, stories: int) -> Variety:
-        """Counts over training seeds 0 to `stories - 1`."""
-        texts, openings, endings, said, last, grams = (set[object]() for _ in range(6))
-        in_endings: Counter[tuple[str, ...]] = Counter()
-        for seed in range(stories):
-            told = story(seed)
-            told_sentences = sentences(told.text)
-            texts.add(told.text)
-            openings.add(told.opening)
-            endings.add(told.ending)
-            said.update(told_sentences)
-            last.add(told_sentences[-1])
-            grams.update(four_grams(told.text))
-            in_endings.update(four_grams(told.ending))
-        top, holders = min(in_endings.items(), key=lambda item: (-item[1], item[0]))  # ties: by alphabet
-        return cls(
-            stories=stories,
-            texts=len(texts),
-            openings=len(openings),
-            endings=len(endings),
-            sentences=len(said),
-            last_sentences=len(last),
-            four_grams=len(grams),
-            top_four_gram=" ".join(top),
-            top_four_gram_share=holders / stories,
         )
