@@ -188,10 +188,11 @@ class Edit(RecordTask):
     - By doing nothing, or never saying "done": exactly 0.
     - By deleting, or by random edits: below 0, because `similarity` falls with each edit that does not lead
       to the source.
-    - By a single habit: "unrepeat" gets what doubled words are worth, 0.36 on easy and 0.15 on hard texts.
+    - By a single habit: "unrepeat" gets what doubled words are worth, 0.2 to 0.4 on easy texts.
     - By editing the text into whatever the model finds most likely: what is far from the source gets 0 or
-      less in sum. A greedy search for the likeliest text, which asks the frozen model about every edit, gets
-      0.95 on easy and 0.86 on hard texts, and does so by mending them (similarity 0.92 and 0.77).
+      less in sum. A greedy search for the likeliest text, which asks the frozen model about every edit, got
+      0.95 on easy and 0.86 on hard texts with the first bundled model, and did so by mending them
+      (similarity 0.92 and 0.77).
 
     ## References
     - Dahlmeier and Ng, "Better evaluation for grammatical error correction", 2012: edits against a source.
