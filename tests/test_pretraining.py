@@ -35,6 +35,7 @@ from lm_envs.pretraining.corpus import kind_of, text
 from lm_envs.pretraining.measures import held_out_perplexity, sample_stories
 from lm_envs.pretraining.own_text import OwnText, Pieces, cut, perplexity
 from lm_envs.pretraining.recipe import TEXTS_PER_SEED, Recipe
+from lm_envs.pretraining.release import SHARPNESS
 from lm_envs.pretraining.stories import story
 from lm_envs.pretraining.tokenizer import END_OF_TEXT, train_tokenizer
 from lm_envs.pretraining.training import load_checkpoint, next_token_loss, train
@@ -349,6 +350,10 @@ def test_the_command_writes_a_whole_folder(tmp_path, monkeypatch, capsys, small)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert card_perplexity(folder) == pytest.approx(held_out_perplexity(model, tokenizer, 5), rel=1e-3)
+
+    trained = load_checkpoint(folder / "checkpoint/training.safetensors", tokenizer).model
+    ids = torch.arange(40).reshape(2, 20)
+    torch.testing.assert_close(model(ids).logits, SHARPNESS * trained(ids).logits)
 
     # again, with the results of these weights
     weights = (folder / "model.safetensors").read_bytes()

@@ -436,6 +436,13 @@ def test_stories_that_do_not_fit_are_passed_over() -> None:
     assert generator_perplexity(tokenizer, len(fitting)) == expected
 
 
+def test_a_tokenizer_that_no_story_fits_is_named() -> None:
+    tokenizer = build_tokenizer(add_bos=True)
+    tokenizer.model_max_length = 8
+    with pytest.raises(ValueError, match="fit into 8 tokens"):
+        generator_perplexity(tokenizer, 2)
+
+
 def test_completions_follow_their_prompts(tiny: tuple[Any, Any]) -> None:
     """Of a model that is sure of itself: the argmax after each prompt, whatever else is in the batch."""
     tokenizer = tiny[1]

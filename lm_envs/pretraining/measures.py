@@ -59,9 +59,16 @@ def generator_perplexity(tokenizer: PreTrainedTokenizerBase, stories: int) -> fl
 
 def _held_out(tokenizer: PreTrainedTokenizerBase, count: int) -> list[tuple[Story, list[int]]]:
     """The first test stories that fit, each with its token ids: BOS, the text, EOS."""
-    told = (story(seed, "test") for seed in itertools.count())
+    told = (story(seed, "test") for seed in range(10 * count + 100))
     rows = ((each, [*tokenizer(each.text)["input_ids"], tokenizer.eos_token_id]) for each in told)
-    return list(itertools.islice((row for row in rows if len(row[1]) <= tokenizer.model_max_length), count))
+    fitting = (row for row in rows if len(row[1]) <= tokenizer.model_max_length)
+    held_out = list(itertools.islice(fitting, count))
+    if len(held_out) < count:
+        raise ValueError(
+            f"of {10 * count + 100} held-out stories, {len(held_out)} fit into {tokenizer.model_max_length} "
+            f"tokens of this tokenizer; needed: {count}"
+        )
+    return held_out
 
 
 def complete(

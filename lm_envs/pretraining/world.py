@@ -86,8 +86,8 @@ PLANS = (
         "[One day|That year|One spring] {hero} [decided|made up {his} mind] to {goal}, because {reason}.",
     ),
     (
-        "A {trait} {child} named {hero} lived {place}, [not far from|close to] {helper}.",
-        "[One day|That year|One morning] {hero} [wanted|began|set out] to {goal}.",
+        "A {trait} {child} named {hero} lived {place} and [often helped|often talked to] {helper}.",
+        "[One day|That year|One morning] {hero} [wanted|decided|set out] to {goal}.",
         "REASON",
     ),
     (
@@ -95,7 +95,7 @@ PLANS = (
         "[The reason was simple|There was a reason]: {reason}.",
     ),
     (
-        "{place} lived {hero}, a {trait} {child} whom {helper} [liked|trusted|had known for years].",
+        "{place} lived {hero}, a {trait} {child} whom {helper} [liked|trusted|often praised].",
         "{hero} [wanted|hoped|had decided] to {goal}, because {reason}.",
     ),
 )
@@ -105,7 +105,7 @@ CARRIED = (
     "{hero} took along {possession}, [as always|just in case|for luck].",
 )
 HERO_SAYS = ('"{speech}," said {hero}.', '"{speech}," {hero} [told {helper}|said to {helper}|promised].')
-HELPER_SAYS = ('"{speech}, {hero}," [said|answered] {helper}.', '"{speech}," {helper} [said|told {him}].')
+HELPER_SAYS = ('"{speech}, {hero}," said {helper}.', '"{speech}," {helper} [said|told {him}].')
 # What stands between a first attempt and a second one.
 AGAIN = (
     "[Still|Even so,] {hero} [did not give up|did not go home|would not stop].",
