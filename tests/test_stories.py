@@ -33,7 +33,7 @@ from lm_envs.pretraining.world import (
 
 COUNT = 3000
 # sha256 of the first 500 texts of each split.
-PINNED = "cbe83610bb61f0489d283fb0d7fed9a14fee59176d13e2afceed32a45797ba8d"
+PINNED = "f737a78038730898f912d1b53843f988a7a1503b7fb6d294d1e396ab5f27c716"
 
 
 @pytest.fixture(scope="module")

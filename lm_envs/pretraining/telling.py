@@ -85,8 +85,9 @@ class Teller:
     """Tells one sentence after the other; remembers whom it spoke of last, and calls them accordingly.
 
     A sentence that begins with a person may begin with the pronoun instead, if the sentence before it spoke
-    of this person and of nobody else of that gender. The helper is introduced at the first mention ("her
-    friend Tom") and has a shorter name from then on ("Tom").
+    of this person and of nobody else of that gender. It does so in half of these places, and in a quarter of
+    them in a story of two names, where a reader has more to keep apart. The helper is introduced at the first
+    mention ("her friend Tom") and has a shorter name from then on ("Tom").
 
     Args:
         facts: What templates may name; `helper` is the short name, `introduction` the first one.
@@ -100,6 +101,7 @@ class Teller:
         self.facts = dict(facts)
         self.dice = dice
         self._just_named: set[str] = set()
+        self._names = 3 if self.facts["introduction"] != self.facts["helper"] else 1
         self.has_introduced = False
 
     def say(self, *templates: str) -> str:
@@ -107,7 +109,8 @@ class Teller:
         sentence = choose(self.dice.pick(templates), self.dice)
         for person, he, his in (("hero", "{he}", "{his}"), ("helper", "{helper_he}", "{helper_his}")):
             if self._is_clear(person):
-                if sentence.startswith((f"{{{person}}} ", f"{{{person}_s}} ")) and self.dice.below(2):
+                begins = sentence.startswith((f"{{{person}}} ", f"{{{person}_s}} "))
+                if begins and self.dice.weigh(self._names, 1):
                     beginning, rest = sentence.split(" ", 1)
                     sentence = f"{his if beginning.endswith('_s}') else he} {rest}"
             elif sentence.startswith(his):
