@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import gymnasium
@@ -29,7 +29,7 @@ from lm_envs.language_model import LanguageModel
 from lm_envs.pretraining import __main__ as command
 from lm_envs.pretraining import recipe as recipes
 from lm_envs.pretraining import release, training
-from lm_envs.pretraining.batches import POOL, batches, padded, rows
+from lm_envs.pretraining.batches import PARTS, POOL, batches, padded, rows
 from lm_envs.pretraining.checks import genders, is_unfinished, name_faults, pronoun_faults, role_faults
 from lm_envs.pretraining.corpus import kind_of, text
 from lm_envs.pretraining.measures import held_out_perplexity, sample_stories
@@ -120,12 +120,14 @@ def test_rows_are_cut_behind_what_the_model_can_read(tokenizer):
 
 def _texts(tokenizer, recipe, pools, **options):
     found = []
-    for ids, lengths in islice(batches(recipe, text, tokenizer, **options), pools * POOL):
-        assert ids.dtype == np.int64
-        assert ids.shape == (recipe.rows // recipe.shards, lengths.max())
-        for row, length in zip(ids, lengths, strict=True):
-            assert (row[length:] == tokenizer.eos_token_id).all()
-            found.append(row[:length].tolist())
+    for parts in islice(batches(recipe, text, tokenizer, **options), pools * POOL):
+        assert sum(len(ids) for ids, _ in parts) == recipe.rows // recipe.shards
+        for ids, lengths in parts:
+            assert ids.dtype == np.int64
+            assert ids.shape == (len(lengths), lengths.max())
+            for row, length in zip(ids, lengths, strict=True):
+                assert (row[length:] == tokenizer.eos_token_id).all()
+                found.append(row[:length].tolist())
     return found
 
 
@@ -159,27 +161,29 @@ def test_a_mixture_holds_from_its_share_of_the_steps(step, expected):
 @pytest.mark.parametrize("start", [1, POOL - 1, POOL, POOL + 5])
 def test_batches_can_be_entered_anywhere(tokenizer, start):
     recipe = Recipe(**TINY | {"rows": 4, "shards": 2})
-    whole = islice(batches(recipe, text, tokenizer, shard=1), start, start + 4)
-    entered = islice(batches(recipe, text, tokenizer, shard=1, start=start), 4)
+    whole = chain.from_iterable(islice(batches(recipe, text, tokenizer, shard=1), start, start + 4))
+    entered = chain.from_iterable(islice(batches(recipe, text, tokenizer, shard=1, start=start), 4))
     for (ids, lengths), (ids_too, lengths_too) in zip(whole, entered, strict=True):
         np.testing.assert_array_equal(ids, ids_too)
         np.testing.assert_array_equal(lengths, lengths_too)
 
 
-def test_batches_pad_little_and_shards_are_of_like_length(tokenizer):
+def test_steps_hold_all_lengths_with_little_padding_and_shards_are_of_like_length(tokenizer):
     recipe = Recipe(**TINY | {"rows": 32, "shards": 2, "mixtures": ((0.0, {"story": 1, "sentiment": 1}),)})
     first, second = (list(islice(batches(recipe, text, tokenizer, shard=shard), POOL)) for shard in range(2))
-    assert sum(lengths.sum() for _, lengths in first) / sum(ids.size for ids, _ in first) > 0.9
-    widths = np.array([[ids.shape[1] for ids, _ in shard] for shard in (first, second)])
-    assert np.corrcoef(widths)[0, 1] > 0.9
-    assert widths.std(1).min() > 10
+    assert all(len(parts) == PARTS for parts in first)
+    blocks = [block for parts in first for block in parts]
+    assert sum(lengths.sum() for _, lengths in blocks) / sum(ids.size for ids, _ in blocks) > 0.9
+    widths = np.array([[[ids.shape[1] for ids, _ in parts] for parts in shard] for shard in (first, second)])
+    assert np.corrcoef(widths.reshape(2, -1))[0, 1] > 0.9
+    assert (widths[..., -1] > 1.5 * widths[..., 0]).all()
 
 
 # Loss
 
 
 @torch.no_grad()
-def test_loss_is_the_mean_over_real_tokens_of_each_row_alone(trained, tokenizer):
+def test_loss_is_the_sum_over_real_tokens_of_each_row_alone(trained, tokenizer):
     token_rows = rows(tokenizer, [story(seed, "test").text for seed in range(3)] + ["Ida left."])
     ids, lengths = (torch.from_numpy(array) for array in padded(token_rows, 0))
     model = trained.model.double()
@@ -187,8 +191,7 @@ def test_loss_is_the_mean_over_real_tokens_of_each_row_alone(trained, tokenizer)
     for row in token_rows:
         log_probs = model(torch.tensor([row])).logits[0].log_softmax(-1)
         alone += [-log_probs[i, token].item() for i, token in enumerate(row[1:])]
-    assert next_token_loss(model, ids, lengths).item() == pytest.approx(np.mean(alone), abs=1e-10)
-    assert next_token_loss(model, ids, lengths, "sum").item() == pytest.approx(np.sum(alone), abs=1e-8)
+    assert next_token_loss(model, ids, lengths).item() == pytest.approx(np.sum(alone), abs=1e-8)
     model.float()
 
 

@@ -1,4 +1,4 @@
-"""Training rows: one text a row, rows of like length together, every text once."""
+"""Training rows: one text a row, every text once; a step has all lengths, each with its like."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from lm_envs.pretraining.recipe import TEXTS_PER_SEED, Recipe
 # Number of a text, and weights of the text kinds -> the text.
 Source = Callable[[int, Mapping[str, int]], str]
 
-# Batches are cut from this many batches' worth of texts, sorted by length: little padding, still random.
+# Texts are sorted by length in pools of so many steps, and each step takes as many from each part of a pool:
+# all lengths, and with them all kinds of text, are in every step, with little padding. Steps of one length
+# each learn far more slowly: see the model card.
 POOL = 16
+PARTS = 4
+
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 def rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -28,37 +33,48 @@ def rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[
 
 def batches(
     recipe: Recipe, source: Source, tokenizer: PreTrainedTokenizerBase, *, shard: int = 0, start: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """An endless stream of one shard's training batches, which can be entered anywhere.
+) -> Iterator[list[Batch]]:
+    """An endless stream of one shard's training steps, which can be entered anywhere.
 
-    Of a pool of batches, all shards yield the one of the same rank in length at the same time, so that they
-    take about as long. A pool has the mixture of its first step.
+    All shards take as long for a step: their parts are of like lengths. A pool has the mixture of its first
+    step.
 
     Args:
         recipe: Rows, shards, seed and mixtures.
         source: The texts; numbers `seed * TEXTS_PER_SEED` and on.
         tokenizer: Makes the ids.
         shard: Which part of each step.
-        start: Number of the first step to yield the batch of.
+        start: Number of the first step to yield.
 
     Yields:
-        Token ids, int64 (B, T), right-padded with the end-of-text id, and the length of each row, int64 (B,),
-        with B = rows / shards.
+        The parts of a step, short texts first: token ids, int64 (B, T), right-padded with the end-of-text id,
+        and the length of each row, int64 (B,). The rows of all parts are rows / shards; if that is less than
+        `PARTS`, there are fewer parts.
     """
-    per_batch = recipe.rows // recipe.shards
+    per_step = recipe.rows // recipe.shards
     pool = start // POOL
     skip = start % POOL
     while True:
         mixture = recipe.mixture(pool * POOL)
-        first = recipe.seed * TEXTS_PER_SEED + (pool * recipe.shards + shard) * POOL * per_batch
-        numbers = range(first, first + POOL * per_batch)
+        first = recipe.seed * TEXTS_PER_SEED + (pool * recipe.shards + shard) * POOL * per_step
+        numbers = range(first, first + POOL * per_step)
         pooled = sorted(rows(tokenizer, [source(number, mixture) for number in numbers]), key=len)
-        for batch in np.random.default_rng((recipe.seed, pool)).permutation(POOL)[skip:]:
-            yield padded(pooled[batch * per_batch :][:per_batch], tokenizer.eos_token_id)
+        # Steps are drawn by chance, part by part.
+        rng = np.random.default_rng((recipe.seed, pool))
+        parts = [part for part in np.array_split(np.arange(per_step), PARTS) if len(part)]
+        orders = [rng.permutation(POOL) for _ in parts]
+        for step in range(skip, POOL):
+            yield [
+                padded(
+                    [pooled[POOL * part[0] + order[step] * len(part) + row] for row in range(len(part))],
+                    tokenizer.eos_token_id,
+                )
+                for part, order in zip(parts, orders, strict=True)
+            ]
         pool, skip = pool + 1, 0
 
 
-def padded(token_rows: Sequence[Sequence[int]], filler: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(token_rows: Sequence[Sequence[int]], filler: int) -> Batch:
     """Rows of token ids as one int64 array (B, T), right-padded with `filler`, and their lengths (B,)."""
     lengths = np.array([len(row) for row in token_rows])
     ids = np.full((len(token_rows), lengths.max()), filler)

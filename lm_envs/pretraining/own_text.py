@@ -128,6 +128,6 @@ def perplexity(
     for first in range(0, len(texts), batch):
         token_rows = rows(tokenizer, texts[first : first + batch])
         ids, lengths = (torch.from_numpy(array) for array in padded(token_rows, tokenizer.eos_token_id))
-        nats += next_token_loss(model, ids, lengths, "sum").item()
+        nats += next_token_loss(model, ids, lengths).item()
         tokens += int((lengths - 1).sum())
     return math.exp(nats / tokens)

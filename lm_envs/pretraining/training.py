@@ -109,8 +109,8 @@ def train(
     return trained
 
 
-def next_token_loss(model: LlamaForCausalLM, ids: Tensor, lengths: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of each token given those before it, in nats, over real tokens only.
+def next_token_loss(model: LlamaForCausalLM, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Cross-entropy of the tokens, each given those before it: the sum over real tokens, in nats.
 
     Padding stands on the right, where a causal model never looks, so no attention mask is needed.
 
@@ -118,7 +118,6 @@ def next_token_loss(model: LlamaForCausalLM, ids: Tensor, lengths: Tensor, reduc
         model: The model.
         ids: int64 (B, T), right-padded.
         lengths: int64 (B,).
-        reduction: "mean" or "sum".
     """
     padding = torch.arange(1, ids.shape[1], device=ids.device) >= lengths[:, None]
     targets = ids[:, 1:].masked_fill(padding, IGNORED)
@@ -126,7 +125,7 @@ def next_token_loss(model: LlamaForCausalLM, ids: Tensor, lengths: Tensor, reduc
     logits = model.lm_head(hidden).flatten(0, 1)
     dtype = torch.float32 if logits.dtype == torch.bfloat16 else logits.dtype
     return nn.functional.cross_entropy(
-        logits.to(dtype), targets.flatten(), ignore_index=IGNORED, reduction=reduction
+        logits.to(dtype), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
 
 
@@ -185,12 +184,18 @@ class _Run:
                 _set_learning_rates(recipe, optimizers, step)
                 total, count = 0.0, 0
                 for stream in streams:
-                    ids, lengths = (torch.from_numpy(array).to(self.device) for array in next(stream))
-                    loss = loss_of(model, ids, lengths) / recipe.shards
+                    parts = [
+                        [torch.from_numpy(array).to(self.device) for array in part] for part in next(stream)
+                    ]
+                    # One backward pass a shard: shards then add up alike in one process and in several.
+                    loss = torch.stack([loss_of(model, ids, lengths) for ids, lengths in parts]).sum()
                     loss.backward()
-                    total, count = total + loss.item(), count + int((lengths - 1).sum())
+                    total += loss.item()
+                    count += sum(int((lengths - 1).sum()) for _, lengths in parts)
                 if several:
                     total, count = _add_up(parameters, total, count)
+                for parameter in parameters:
+                    cast(Tensor, parameter.grad).div_(count)
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
@@ -198,7 +203,7 @@ class _Run:
                 now = time.monotonic()
                 tokens, seconds, last = tokens + count, seconds + now - last, now
                 bar.update()
-                bar.set_postfix(loss=f"{total:.3f}", tokens=f"{tokens / 1e6:.1f}M", refresh=False)
+                bar.set_postfix(loss=f"{total / count:.3f}", tokens=f"{tokens / 1e6:.1f}M", refresh=False)
                 finished = step + 1 == recipe.steps
                 if rank == 0 and (finished or now - saved >= self.checkpoint_seconds):
                     state = (step + 1, tokens, seconds, processes)
