@@ -106,13 +106,14 @@ def test_tasks_of_one_turn(kind: str, model: LanguageModel, drawn: list[tuple[An
 
 
 def test_puzzles(model: LanguageModel, drawn: list[tuple[Any, int]]) -> None:
-    env = make(model, "reasoning_gym", "easy")
+    options = {"curriculum_level": corpus.PUZZLES, **token_mode(IDS["reasoning_gym"])}
+    env: Any = gymnasium.make(IDS["reasoning_gym"], model=model.path, **options).unwrapped
     for number in range(5):
         drawn.clear()
         written = text(number, "reasoning_gym")
         solved = re.split(r"\n(?=State)", written)
         easy = [index for task, index in list(drawn) if not task.record(index)["answer"].startswith("-")]
-        assert len(solved) == 6
+        assert len(solved) == 8
         for puzzle, index in zip(solved, easy, strict=False):
             context = shown(env.reset(seed=0, options={"task_index": index})[0])
             assert is_replayed(env, row_of(model, puzzle), context)
@@ -158,20 +159,17 @@ def test_snake(model: LanguageModel) -> None:
 
 
 def test_edit(model: LanguageModel, drawn: list[tuple[Any, int]]) -> None:
-    with_story = 0
-    for number in range(40):
+    sizes = Counter[int]()
+    for number in range(30):
         drawn.clear()
         written = text(number, "edit")
-        instances = list(drawn)
-        turns = re.split(r"\n(?=Text)", written)
-        if with_story_before := not written.startswith("Text"):
-            turns = [written]
-            with_story += 1
+        instances, with_story = list(drawn), not written.startswith("Text")
+        turns = [written] if with_story else re.split(r"\n(?=Text)", written)
         for turn in turns:
             row = row_of(model, turn)
-            assert any(is_shown(model, row, *instance, with_story_before) for instance in instances)
-        assert len(turns) == (1 if with_story_before else 4)
-    assert 8 < with_story < 32
+            assert any(is_shown(model, row, *instance, with_story) for instance in instances)
+        sizes[len(turns)] += 1
+    assert sizes.keys() == {1, 4}
 
 
 def is_shown(model: LanguageModel, row: list[int], task: Any, index: int, with_story: bool) -> bool:
@@ -269,7 +267,7 @@ def test_bad_arguments(index: int, mixture: dict[str, int], message: str) -> Non
 
 
 def test_puzzles_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus._task.cache_clear()
+    corpus._puzzles.cache_clear()
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
     with pytest.raises(ImportError, match=re.escape("lm-envs[reasoning-gym]")):
         text(0, "reasoning_gym")
@@ -399,12 +397,19 @@ def test_questions_and_demands_are_taught_in_part() -> None:
         )
 
 
-def test_summaries_tell_the_goal_and_no_trouble(drawn: list[tuple[Any, int]]) -> None:
-    for number in range(100):
+def test_summaries_tell_the_goal_or_its_beginning_and_no_trouble(drawn: list[tuple[Any, int]]) -> None:
+    brief = 0
+    for number in range(300):
         summary = text(number, "summarization").rpartition("\nSummary: ")[2]
         task, index = drawn[-1]
         hero, goal, *_ = task.record(index)["keywords"]
-        assert summary == f"{hero} wanted to {goal}."
+        whole = f"{hero} wanted to {goal}."
+        if summary != whole:
+            assert summary.endswith(".")
+            assert whole.startswith(f"{summary[:-1]} ")
+            assert len(summary.split()) >= 4
+            brief += 1
+    assert 120 < brief < 220
 
 
 def test_reviews_name_their_subject_at_times(drawn: list[tuple[Any, int]]) -> None:
@@ -418,12 +423,16 @@ def test_reviews_name_their_subject_at_times(drawn: list[tuple[Any, int]]) -> No
 
 
 def test_answers_to_puzzles_are_right() -> None:
+    sizes = Counter[int]()
     for number in range(30):
         solved = text(number, "reasoning_gym")
-        found = re.findall(r": (\d) ([+-]) (\d) =\nAnswer: (\d+)$", solved, re.MULTILINE)
-        assert len(found) == 6
-        for one, sign, two, answered in found:
-            assert int(answered) == int(one) + int(sign + two)
+        found = re.findall(r": (\d(?: [+-] \d){1,2}) =\nAnswer: (\d+)$", solved, re.MULTILINE)
+        assert len(found) == 8
+        for problem, answered in found:
+            terms = re.findall(r"[+-]?\d", problem.replace(" ", ""))
+            assert int(answered) == sum(map(int, terms))
+            sizes[len(terms)] += 1
+    assert min(sizes[2], sizes[3]) > 60
 
 
 def test_dialogues_end_well_by_the_first_rule() -> None:

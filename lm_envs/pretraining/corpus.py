@@ -23,44 +23,48 @@ from lm_envs.tasks import Append, Completion, Feedback, make_task
 from lm_envs.tasks.dialogue import first_offer
 from lm_envs.tasks.record_task import NUM_INSTANCES
 
-# Kind -> how many of a thousand texts or so are of it; stories are a bit more than half of the tokens.
+# Kind -> how many of a thousand texts or so are of it; stories are three fifths of the tokens.
 MIXTURE: dict[str, int] = {
-    "story": 430,
-    "control": 25,
-    "sentiment": 20,
-    "translation": 50,
-    "summarization": 50,
-    "qa": 70,
-    "dialogue": 60,
-    "transcription": 70,
-    "edit": 80,
-    "snake": 120,
-    "recommendation": 100,
-    "reasoning_gym": 40,
+    "story": 480,
+    "control": 20,
+    "sentiment": 18,
+    "translation": 42,
+    "summarization": 30,
+    "qa": 55,
+    "dialogue": 50,
+    "transcription": 58,
+    "edit": 75,
+    "snake": 95,
+    "recommendation": 75,
+    "reasoning_gym": 30,
 }
 # Towards the end of the training: more of what is learned slowly.
 LATE_MIXTURE: dict[str, int] = {
-    "story": 400,
-    "control": 25,
-    "sentiment": 20,
-    "translation": 45,
-    "summarization": 40,
-    "qa": 60,
-    "dialogue": 90,
-    "transcription": 60,
-    "edit": 90,
-    "snake": 180,
-    "recommendation": 120,
-    "reasoning_gym": 60,
+    "story": 450,
+    "control": 20,
+    "sentiment": 18,
+    "translation": 40,
+    "summarization": 25,
+    "qa": 50,
+    "dialogue": 70,
+    "transcription": 52,
+    "edit": 80,
+    "snake": 135,
+    "recommendation": 85,
+    "reasoning_gym": 35,
 }
-# Levels, and how often they are drawn: mostly the environments' default. Of the puzzles only that.
+# Levels, and how often they are drawn: mostly the environments' default.
 LEVELS: dict[str, int] = {"easy": 8, "medium": 1, "hard": 1}
+# The puzzles' place in their curriculum: "easy", and a third number.
+PUZZLES: dict[str, int] = {"num_terms": 1, "num_digits": 0}
 # What is left out, so that something is left to learn. Of words (longer than three letters, told apart by
 # their first three) so many in a hundred:
 WORDS_LEFT_OUT = {"translation": 40, "transcription": 55}
 # Questions and demands that begin like this:
 QUESTIONS_LEFT_OUT = ("Where", "Whom")
 DEMANDS_LEFT_OUT = ("the word", "begin with")
+# What a brief summary leaves out of a goal: when, where, for whom.
+DETAILS = re.compile(" (at|before|for|from|in|on|over|until|with) .*")
 # Edits of which so many in three are overlooked.
 OVERLOOKED = {"insert": 2, "swap": 1}
 # A text has at most so many characters, so that it fits into a window of 256 tokens.
@@ -109,13 +113,15 @@ def _story(kind: str, dice: Dice, split: Split) -> str:
 
 
 def _reasoning_gym(kind: str, dice: Dice, split: Split) -> str:
-    """Six "easy" puzzles, a line break (the stop string) between them; none has a negative answer.
+    """Eight puzzles, a line break (the stop string) between them; none has a negative answer.
 
-    Six, because an answer is one token or two: few to learn from, otherwise.
+    Sums of two or three digits: those of two alone are so few that they are learned by heart. Eight, because
+    an answer is one token or two: few to learn from, otherwise.
     """
-    solved: list[str] = []
-    while len(solved) < 6:
-        task, state = _begin(kind, dice, split, "easy")
+    task, solved = _puzzles(split), list[str]()
+    while len(solved) < 8:
+        index = dice.below(NUM_INSTANCES)
+        state = task.opening(task.record(index), index)
         if not state.columns["answer"].startswith("-"):
             solved.append(state.prompt + _best(task)(state))
     return "\n".join(solved)
@@ -154,9 +160,10 @@ def _control(kind: str, dice: Dice, split: Split) -> str:
 
 
 def _summarization(kind: str, dice: Dice, split: Split) -> str:
-    """Who wanted what; the trouble and the outcome are left to learn."""
+    """Who wanted what, two of three in brief; details, trouble and outcome are left to learn."""
     task, state = _begin(kind, dice, split)
-    return f"{state.prompt}{_best(task)(state).partition(';')[0].rstrip('.')}."
+    told = _best(task)(state).partition(";")[0].rstrip(".")
+    return f"{state.prompt}{DETAILS.sub('', told) if dice.below(3) else told}."
 
 
 def _sentiment(kind: str, dice: Dice, split: Split) -> str:
@@ -299,6 +306,11 @@ def _begin(kind: str, dice: Dice, split: Split, level: str | None = None) -> tup
 @cache
 def _task(kind: str, level: str, split: Split) -> Any:
     return make_task(kind, _NoModel(), {"split": split, "level": level})
+
+
+@cache
+def _puzzles(split: Split) -> Any:
+    return make_task("reasoning_gym", _NoModel(), {"split": split, "curriculum_level": PUZZLES})
 
 
 class _NoModel(LanguageModel):
