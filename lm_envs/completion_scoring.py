@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from lm_envs.scoring import head, hidden_states, token_log_probs
-
-# Tokens (with padding) of one forward pass; bounds its memory.
-TOKENS_PER_BATCH = 8192
+from lm_envs.scoring import head, hidden_states, passes, token_log_probs
 
 
 @torch.no_grad()
@@ -50,7 +47,10 @@ def score_completions(
     # The last token is only predicted, never put in.
     lengths = np.array([len(row) - 1 for row in rows], np.int64)
     starts = np.array([len(context) - 1 for context in contexts], np.int64)
-    for batch in _batches([i for i in range(len(rows)) if len(completions[i])], lengths):
+    order = np.argsort(lengths, kind="stable")
+    order = order[[len(completions[i]) > 0 for i in order]]
+    for run in passes(lengths[order], model.device):
+        batch = order[run]
         columns = np.arange(lengths[batch].max())
         real = columns < lengths[batch, None]
         predicts = real & (columns >= starts[batch, None])
@@ -74,18 +74,6 @@ def score_completions(
                 for i, part in zip(batch, np.split(values.cpu().numpy(), ends[:-1]), strict=True):
                     results[i] = part
     return log_probs, entropies
-
-
-def _batches(indices: list[int], lengths: np.ndarray) -> Iterator[list[int]]:
-    """Rows of similar length, at least one and otherwise at most TOKENS_PER_BATCH tokens with padding."""
-    batch: list[int] = []
-    for i in sorted(indices, key=lambda i: lengths[i]):
-        if batch and (len(batch) + 1) * lengths[i] > TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def _checked_rows(

@@ -5,14 +5,20 @@ Shared by `LanguageModel.log_probs` (no gradient) and by policies that train (gr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # Logits held at a time; 2**21 float32 are 8 MiB, which still fits a CPU's last cache level.
 LOGITS_PER_CHUNK = 2**21
+# Tokens (with padding) of one pass through the layers. On a CPU a few thousand keep the activations in its
+# caches, and leave little padding in rows sorted by length; an accelerator wants more to do at a time.
+TOKENS_PER_PASS = {"cpu": 2048}
+TOKENS_PER_PASS_ELSEWHERE = 32768
 
 
 def _causal_lm(model: Any) -> Any:
@@ -47,6 +53,26 @@ def hidden_states(model: nn.Module, input_ids: Tensor) -> Tensor:
     positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     output = trunk(model)(input_ids=input_ids, position_ids=positions, use_cache=False)
     return cast(Tensor, output.last_hidden_state)
+
+
+def passes(lengths: np.ndarray, device: torch.device) -> Iterator[slice]:
+    """Cut rows that are sorted by length into runs that go through a model together.
+
+    Args:
+        lengths: (n,) tokens of each row, ascending.
+        device: where the model is; decides how many tokens, padding included, go at a time.
+
+    Yields:
+        Slices of the rows, at least one row each.
+    """
+    tokens = TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_ELSEWHERE)
+    begin = 0
+    while begin < len(lengths):
+        # With lengths ascending, a run is as wide as its last row.
+        padded = lengths[begin:] * np.arange(1, len(lengths) - begin + 1)
+        end = begin + max(1, int(np.searchsorted(padded, tokens, side="right")))
+        yield slice(begin, end)
+        begin = end
 
 
 def token_log_probs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm_envs import scoring
 from lm_envs.sb3 import EpisodeRolloutBuffer
 
 pytestmark = pytest.mark.filterwarnings("ignore:a minibatch holds")
@@ -66,9 +68,11 @@ def play(
 
 
 def contexts_of(samples: Any) -> list[list[int]]:
-    ids = samples.observations.input_ids
-    rows, columns = np.divmod(samples.observations.positions.numpy(), ids.shape[1])
-    return [ids[row, : column + 1].tolist() for row, column in zip(rows, columns, strict=True)]
+    contexts = []
+    for ids, positions in samples.observations.blocks:
+        rows, columns = np.divmod(positions.numpy(), ids.shape[1])
+        contexts += [ids[row, : column + 1].tolist() for row, column in zip(rows, columns, strict=True)]
+    return contexts
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,14 +81,16 @@ def contexts_of(samples: Any) -> list[list[int]]:
     n_steps=st.integers(1, 12),
     n_envs=st.integers(1, 5),
     batch_size=st.none() | st.integers(1, 70),
+    tokens_per_pass=st.sampled_from([1, 30, 2048]),
 )
 def test_minibatches_hold_every_transition_once(
-    seed: int, n_steps: int, n_envs: int, batch_size: int | None
+    seed: int, n_steps: int, n_envs: int, batch_size: int | None, tokens_per_pass: int
 ) -> None:
     buffer, transitions = play(np.random.default_rng(seed), n_steps, n_envs)
     torch.manual_seed(seed)
     for _ in range(2):  # epochs
-        batches = list(buffer.get(batch_size))
+        with mock.patch.dict(scoring.TOKENS_PER_PASS, cpu=tokens_per_pass):
+            batches = list(buffer.get(batch_size))
         seen = []
         for samples in batches:
             numbers = zip(
@@ -134,7 +140,8 @@ def test_tokens_are_stored_once() -> None:
     buffer.compute_returns_and_advantage(torch.zeros(1, 1), np.ones(1, bool))
     (samples,) = buffer.get(None)
     assert sum(len(tokens) for tokens in buffer._tokens) == 3 + 11 + 2
-    assert samples.observations.input_ids.tolist() == [context[:-1]]
+    ((input_ids, _),) = samples.observations.blocks
+    assert input_ids.tolist() == [context[:-1]]
 
 
 def test_lengths_are_mixed_but_padding_is_small() -> None:
@@ -151,7 +158,7 @@ def test_lengths_are_mixed_but_padding_is_small() -> None:
     for _ in range(2):
         padded, composition = 0, []
         for samples in buffer.get(40):
-            padded += samples.observations.input_ids.numel()
+            padded += sum(ids.numel() for ids, _ in samples.observations.blocks)
             composition.append(frozenset(map(tuple, contexts_of(samples))))
         assert padded < 1.4 * tokens  # 1.8 in random order
         compositions.append(composition)

@@ -293,8 +293,8 @@ def test_save_pretrained_loads_as_any_model(
 
 def test_plain_observations_are_segments_of_one_action(tiny_gpt2: str) -> None:
     obs = random_contexts(make_env(tiny_gpt2), 4)
-    segments = Segments.from_observation(obs)
-    assert segments.input_ids.shape == (4, int(obs["attention_mask"].sum(1).max()))
-    last = segments.input_ids.flatten()[segments.positions]
+    ((input_ids, positions),) = Segments.from_observation(obs).blocks
+    assert input_ids.shape == (4, int(obs["attention_mask"].sum(1).max()))
+    last = input_ids.flatten()[positions]
     lengths = obs["attention_mask"].sum(1).long()
     torch.testing.assert_close(last, obs["input_ids"][torch.arange(4), lengths - 1])

@@ -11,7 +11,7 @@ import torch
 from models import ARCHITECTURES, build_model
 from torch import Tensor, nn
 
-from lm_envs import completion_scoring, scoring
+from lm_envs import scoring
 from lm_envs.completion_scoring import score_completions
 from lm_envs.scoring import head, hidden_states, token_log_probs, trunk
 
@@ -141,9 +141,9 @@ def plain_log_probs(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("tokens_per_batch", [1, 12, 8192])
-def test_score_completions(architecture: str, tokens_per_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion_scoring, "TOKENS_PER_BATCH", tokens_per_batch)
+@pytest.mark.parametrize("tokens_per_pass", [1, 12, 2048])
+def test_score_completions(architecture: str, tokens_per_pass: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(scoring.TOKENS_PER_PASS, "cpu", tokens_per_pass)
     model = build_model(architecture, 23).double()  # three padded rows
     contexts = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11], [12, 13]]
     completions = [[4, 5], [6, 7, 8, 9, 10, 11], [], [19], [3], [2, 1, 0]]
@@ -169,3 +169,17 @@ def test_all_completions_add_up_to_one() -> None:
         model, [[1, 2]] * len(completions), completions, vocab_size=5, context_length=64
     )
     assert np.exp([score.sum() for score in scores]).sum() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "runs"),
+    [
+        ([], []),
+        ([3, 3, 3, 3], [(0, 3), (3, 4)]),  # 9 tokens of 10
+        ([1, 2, 2, 5, 5, 20, 20], [(0, 3), (3, 5), (5, 6), (6, 7)]),  # 2 * 3, 5 * 2, 20
+    ],
+)
+def test_passes(lengths: list[int], runs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(scoring.TOKENS_PER_PASS, "cpu", 10)
+    cut = scoring.passes(np.array(lengths, np.int64), torch.device("cpu"))
+    assert [(run.start, run.stop) for run in cut] == runs

@@ -12,13 +12,12 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor, nn
 
-from lm_envs.sb3.segments import Segments, score
+from lm_envs.sb3.segments import Block, Segments, score
+from lm_envs.scoring import passes
 
 if TYPE_CHECKING:
     from lm_envs.sb3.policy import TransformerPolicy
 
-# Tokens (with padding) of one forward pass that scores a rollout without gradients; bounds its memory.
-SCORED_TOKENS = 16384
 # Lengths are blurred by up to this factor before minibatches are sorted by them: it bounds the padding, and
 # lets chance, not length, decide which of the segments of similar length meet in a minibatch.
 LENGTH_BLUR = 1.25
@@ -215,22 +214,32 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     def _samples(self, chosen: np.ndarray) -> EpisodeRolloutSamples:
         """The minibatch of these segments."""
-        actions, segments = self._segments(chosen)
+        actions, segments = self._segments(chosen, self.device)
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.as_tensor(array.T.reshape(-1)[actions], dtype=self._dtype, device=self.device)
 
         return EpisodeRolloutSamples(
             observations=segments,
-            actions=self._chosen_tokens(actions),
+            actions=self._chosen_tokens(actions, self.device),
             old_values=tensor(self.values),
             old_log_prob=tensor(self.log_probs),
             advantages=tensor(self.advantages),
             returns=tensor(self.returns),
         )
 
-    def _segments(self, chosen: np.ndarray) -> tuple[np.ndarray, Segments]:
-        """The numbers (N,) of the actions in these segments, and what a model reads for them."""
+    def _segments(self, chosen: np.ndarray, device: torch.device) -> tuple[np.ndarray, Segments]:
+        """The numbers (N,) of the actions in these segments, and what a model on a device reads for them."""
+        chosen = chosen[np.argsort(self._token_counts[chosen], kind="stable")]
+        blocks = tuple(self._block(chosen[run]) for run in passes(self._token_counts[chosen], device))
+        actions = _ranges(self._first_action[chosen], self._action_counts[chosen])
+        allowed = None
+        if self._action_masks:
+            slots, steps = np.divmod(actions, self.buffer_size)
+            allowed = torch.from_numpy(np.stack(self._action_masks)[steps, slots])
+        return actions, Segments(blocks, allowed, self._rescored).to(device)
+
+    def _block(self, chosen: np.ndarray) -> Block:
         lengths = self._token_counts[chosen]
         mask = np.arange(lengths.max()) < lengths[:, None]
         ids = np.zeros(mask.shape, np.int64)
@@ -238,20 +247,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         actions = _ranges(self._first_action[chosen], self._action_counts[chosen])
         rows = np.repeat(np.arange(len(chosen)), self._action_counts[chosen])
         positions = rows * ids.shape[1] + self._lengths.T.reshape(-1)[actions] - 1
-        allowed = None
-        if self._action_masks:
-            slots, steps = np.divmod(actions, self.buffer_size)
-            allowed = torch.from_numpy(np.stack(self._action_masks)[steps, slots])
-        segments = Segments(
-            torch.from_numpy(ids),
-            torch.from_numpy(positions),
-            allowed,
-            self._rescored,
-        )
-        return actions, segments.to(self.device)
+        return Block(torch.from_numpy(ids), torch.from_numpy(positions))
 
-    def _chosen_tokens(self, actions: np.ndarray) -> Tensor:
-        return torch.as_tensor(self.actions.T.reshape(-1)[actions], device=self.device)
+    def _chosen_tokens(self, actions: np.ndarray, device: torch.device) -> Tensor:
+        return torch.as_tensor(self.actions.T.reshape(-1)[actions], device=device)
 
     @torch.no_grad()
     def _score(self, model: nn.Module) -> np.ndarray:
@@ -259,24 +258,18 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         policy = self._policy
         if policy is None:
             raise RuntimeError("bind() a policy before scoring")
-        scores = np.zeros(self.buffer_size * self.n_envs)
-        order = np.argsort(self._token_counts)
         device = next(model.parameters()).device
-        while len(order):
-            # With lengths ascending, a chunk is as wide as its last segment.
-            padded = self._token_counts[order] * np.arange(1, len(order) + 1)
-            size = max(1, int(np.searchsorted(padded, SCORED_TOKENS, side="right")))
-            actions, segments = self._segments(order[:size])
-            scored = score(
-                model,
-                segments.to(device),
-                self._chosen_tokens(actions).to(device),
-                vocab_size=policy.vocab_size,
-                temperature=policy.temperature,
-                mixed_precision=policy.mixed_precision,
-            )
-            scores[actions] = scored.log_probs.cpu().numpy()
-            order = order[size:]
+        actions, segments = self._segments(np.arange(len(self._token_counts)), device)
+        scored = score(
+            model,
+            segments,
+            self._chosen_tokens(actions, device),
+            vocab_size=policy.vocab_size,
+            temperature=policy.temperature,
+            mixed_precision=policy.mixed_precision,
+        )
+        scores = np.zeros(self.buffer_size * self.n_envs)
+        scores[actions] = scored.log_probs.cpu().numpy()
         return scores.reshape(self.n_envs, self.buffer_size).T.copy()
 
 

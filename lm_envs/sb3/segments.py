@@ -16,32 +16,33 @@ from torch import Tensor, nn
 from lm_envs.scoring import head, hidden_states, token_log_probs
 
 
-class Segments(NamedTuple):
-    """A batch of S segments of at most T tokens, with N actions in them; the actions come separately."""
+class Block(NamedTuple):
+    """Segments of similar length, which go through the model together; n actions are in them."""
 
     input_ids: Tensor  # (S, T) int64, right padded
-    positions: Tensor  # (N,) int64, index into (S * T): the last token of each action's context
+    positions: Tensor  # (n,) int64, index into (S * T): the last token of each action's context
+
+
+class Segments(NamedTuple):
+    """A batch of segments with N actions in them; the actions come separately, in the blocks' order."""
+
+    blocks: tuple[Block, ...]
     action_mask: Tensor | None  # (N, V) bool, the actions allowed; None: all
     rescored: bool  # the old log-probs were computed as `score` does, and not while decoding
 
     @classmethod
     def from_observation(cls, observation: Mapping[str, Tensor]) -> Segments:
-        """Observations (B, L) as B segments of one action each."""
+        """Observations (B, L) as one block of B segments, of one action each."""
         lengths = observation["attention_mask"].long().sum(1)
         width = int(lengths.max())
         rows = torch.arange(len(lengths), device=lengths.device)
-        return cls(
-            input_ids=observation["input_ids"][:, :width].long(),
-            positions=rows * width + lengths - 1,
-            action_mask=action_mask(observation),
-            rescored=False,
-        )
+        block = Block(observation["input_ids"][:, :width].long(), rows * width + lengths - 1)
+        return cls((block,), action_mask(observation), rescored=False)
 
     def to(self, device: torch.device) -> Segments:
         """The same segments on another device."""
         return Segments(
-            self.input_ids.to(device),
-            self.positions.to(device),
+            tuple(Block(ids.to(device), positions.to(device)) for ids, positions in self.blocks),
             None if self.action_mask is None else self.action_mask.to(device),
             self.rescored,
         )
@@ -74,9 +75,12 @@ def hidden_at_actions(model: nn.Module, segments: Segments, *, mixed_precision: 
     """(N, H) hidden states before each action, in the precision of the LM head."""
     # No mask: causal attention never sees padding on the right, and the kernel that runs (in bfloat16, how it
     # rounds) must not depend on whether a batch happens to have any.
-    with autocast(segments.input_ids.device, mixed_precision):
-        hidden = hidden_states(model, segments.input_ids)
-    return hidden.flatten(0, 1).index_select(0, segments.positions).to(head_dtype(model))
+    parts = []
+    for input_ids, positions in segments.blocks:
+        with autocast(input_ids.device, mixed_precision):
+            hidden = hidden_states(model, input_ids)
+        parts.append(hidden.flatten(0, 1).index_select(0, positions))
+    return torch.cat(parts).to(head_dtype(model))
 
 
 def head_dtype(model: nn.Module) -> torch.dtype:
@@ -94,7 +98,7 @@ def score(
     mixed_precision: bool = False,
     with_entropy: bool = False,
 ) -> Scores:
-    """Score actions (N,) int64 under softmax(logits / temperature), one forward pass for all segments.
+    """Score actions (N,) int64 under softmax(logits / temperature), each segment in one forward pass.
 
     Gradients flow as the caller's grad mode says. Only hidden states at actions meet the LM head, in chunks.
     """
