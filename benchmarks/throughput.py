@@ -1,142 +1,157 @@
-"""`python -m benchmarks throughput`: rollouts beside `model.generate`, packed updates beside plain ones."""
+"""`python -m benchmarks throughput`: how fast text is written and learned from, beside peers and limit.
+
+Contenders run in turn, and every figure is a ratio within one run. The results go to a JSON file, one entry
+a case, with a picture of the same name: a run of some parts adds to it, and a run that was stopped goes on
+with the cases that are missing.
+"""
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
-import transformers
-from rich.console import Console
-from rich.table import Table
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
-from lm_envs.language_model import LanguageModel
-from lm_envs.sb3 import EpisodeRolloutBuffer, KLCallback, TransformerPolicy, make_vec_env
+from agents import report as shared
+from benchmarks.speed import growth, limit, report, rollout, update
+from benchmarks.speed.measuring import Case
+from benchmarks.speed.shapes import BUNDLED_NAME, model_argument
+from benchmarks.speed.workloads import Workload
+from benchmarks.toy import Toy
+
+Part = Literal["rollout", "update", "growth", "limit", "toy"]
+Measurement = tuple[Part, str, Callable[[], list[Case]]]
+
+# Model -> slots and new tokens, on a CPU and on a GPU.
+SIZES = {
+    "cpu": {"bundled": (64, 48), "gpt2": (16, 48), "qwen2": (8, 16)},
+    "cuda": {"bundled": (256, 48), "gpt2": (256, 48), "qwen2": (64, 48)},
+}
+QUICK_SIZES = (8, 8)
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Tokens per second of rollouts and updates, against the peers, on this machine."""
+    """Rollouts, updates, their growth, and the machine's limit, in ratios to peers measured beside them."""
 
-    model: str | None = None
-    """Folder or hub id; None: the bundled model."""
-    slots: int = 64
-    new_tokens: int = 48
+    parts: tuple[Part, ...] = ("rollout", "update", "growth", "limit", "toy")
+    models: tuple[str, ...] = ("bundled", "gpt2", "qwen2")
+    """"bundled"; "gpt2" (GPT-2 small's shape) and "qwen2" (Qwen2-0.5B's), with random weights; or folders."""
+    device: str = "cpu"
+    quick: bool = False
+    """A trial of all parts in two minutes, with the bundled model, few slots and short texts."""
     repetitions: int = 5
-    """Interleaved repetitions; medians and their ratios are reported."""
+    """Interleaved repetitions; medians of ratios are reported. --quick: 1."""
+    slots: int | None = None
+    """None: 64 for the bundled model, 16 for GPT-2's shape, 8 for Qwen2's; more on a GPU."""
+    new_tokens: int | None = None
+    """None: 48; 16 for Qwen2's shape on a CPU."""
+    out: Path | None = None
+    """None: benchmarks/results/throughput.json; runs/throughput.json with --quick."""
 
     def __call__(self) -> None:
-        """Runs every contender once per repetition, in turn, and prints the table."""
-        learner, callback = self.learner()
-        contenders: dict[str, Callable[[], float]] = {
-            "model.generate (sampling)": self.generate,
-            "PPO.collect_rollouts": lambda: self.rollout(learner, callback),
-            "update epoch, one forward per transition": lambda: self.transition_epoch(learner),
-            "update epoch, EpisodeRolloutBuffer": lambda: self.packed_epoch(learner),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in tqdm(range(self.repetitions), desc="repetitions"):
-            for name, measure in contenders.items():
-                rates[name].append(measure())
-        median = {name: statistics.median(values) for name, values in rates.items()}
-        names = list(contenders)
-        table = Table("", "tokens/s (median)", "slowest - fastest", "ratio", title=self.setting())
-        for name, peer in zip(names, (names[0], names[0], names[2], names[2]), strict=True):
-            spread = f"{min(rates[name]):,.0f} - {max(rates[name]):,.0f}"
-            table.add_row(name, f"{median[name]:,.0f}", spread, f"{median[name] / median[peer]:.2f}x")
-        Console().print(table)
+        """Measures what is missing, writing each case when it is done, then prints and draws all."""
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise SystemExit(f"--device: {self.device!r} is not available")
+        out = self.out or Path("runs" if self.quick else "benchmarks/results") / "throughput.json"
+        results = report.Results(out, report.setting(self.device, self.quick))
+        repetitions = 1 if self.quick else self.repetitions
+        options = {"repetitions": repetitions, "slots": self.slots, "new_tokens": self.new_tokens}
+        with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
+            todo = [
+                measurement
+                for measurement in self.measurements(Path(folder), repetitions)
+                if measurement[0] in self.parts and not results.is_done(*measurement[:2], options)
+            ]
+            for part, name, measure in (bar := tqdm(todo, unit="case")):
+                bar.set_postfix_str(f"{part}: {name}")
+                for case in measure():
+                    results.add(case, options)
+        picture = out.with_suffix(".png")
+        shown = report.tables(results, self.device)
+        report.draw(results.cases, picture, shown[0])
+        shared.console().print(*shown, f"{out}, {picture}", sep="\n")
 
-    def setting(self) -> str:
-        """What was measured, on what."""
-        return (
-            f"{self.model or 'bundled model'}, {self.slots} slots, {self.new_tokens} new tokens, float32, "
-            f"{torch.get_num_threads()} threads of {os.cpu_count()} ({platform.machine()}), "
-            f"torch {torch.__version__}, transformers {transformers.__version__}"
-        )
+    def measurements(self, folder: Path, repetitions: int) -> Iterator[Measurement]:
+        """Part, name of the first case, and a function that measures, for all there is."""
+        models = (BUNDLED_NAME,) if self.quick else self.models
+        for name in models:
+            yield from self.of_model(name, folder, repetitions)
+        yield from self.growing(folder, repetitions)
+        yield "toy", "steps", lambda: [Toy(**self.toy_sizes()).case(repetitions)]
 
-    def learner(self) -> tuple[PPO, BaseCallback]:
-        """A stock PPO in the middle of training; its episodes end at EOS or after `new_tokens` steps."""
-        env = make_vec_env("TextGen-v0", self.slots, seed=0, model=self.model, max_new_tokens=self.new_tokens)
-        learner = PPO(
-            TransformerPolicy,
-            env,
-            n_steps=self.new_tokens,
-            batch_size=self.slots * self.new_tokens // 4,
-            n_epochs=1,
-            gamma=1.0,
-            normalize_advantage=False,
-            rollout_buffer_class=EpisodeRolloutBuffer,
-            policy_kwargs={"model": self.model},
-            seed=0,
-        )
-        _, callback = learner._setup_learn(1, KLCallback(kl_coef=0.1))
-        callback.on_training_start({}, {})
-        return learner, callback
+    def of_model(self, name: str, folder: Path, repetitions: int) -> Iterator[Measurement]:
+        """What is measured with each model."""
 
-    def generate(self) -> float:
-        """`model.generate` on as many story openings, each made to write exactly `new_tokens`."""
-        language_model = LanguageModel.load(self.model)
-        env = make_vec_env("TextGen-v0", self.slots, seed=0, model=self.model, max_new_tokens=self.new_tokens)
-        observation: Any = env.reset()
-        mask = torch.as_tensor(observation["attention_mask"]).long()
-        width = int(mask.sum(1).max())
-        ids, left = (
-            torch.zeros(self.slots, width, dtype=torch.long),
-            torch.zeros(self.slots, width, dtype=torch.long),
+        def work(*, ragged: bool = False) -> Workload:
+            return self.workload(name, model_argument(name, folder), ragged=ragged)
+
+        equal, ragged = (self.workload(name, None, ragged=either).label for either in (False, True))
+        yield "rollout", equal, lambda: [rollout.writing(work(), repetitions)]
+        yield "rollout", ragged, lambda: [rollout.writing(work(ragged=True), repetitions)]
+        yield (
+            *("rollout", f"{equal}, environment share"),
+            lambda: [rollout.environment_share(work(), repetitions)],
         )
-        for row in range(self.slots):  # generate wants its padding on the left
-            length = int(mask[row].sum())
-            ids[row, width - length :] = torch.as_tensor(observation["input_ids"][row, :length])
-            left[row, width - length :] = 1
-        length_options = {"min_new_tokens": self.new_tokens, "max_new_tokens": self.new_tokens}
-        model: Any = language_model.model
-        started = time.perf_counter()
-        with torch.no_grad():
-            model.generate(
-                ids,
-                attention_mask=left,
-                do_sample=True,
-                top_k=0,
-                pad_token_id=language_model.pad_token_id,
-                **length_options,
+        if torch.device(self.device).type == "cuda":
+            yield (
+                *("rollout", f"{equal}, host synchronisations"),
+                lambda: [rollout.host_synchronisations(work())],
             )
-        return self.slots * self.new_tokens / (time.perf_counter() - started)
+        if name == BUNDLED_NAME:  # a forward per transition of a larger model takes many minutes
+            yield "update", f"{equal}, epoch", lambda: [update.epochs(work(), repetitions)]
+        if name != "qwen2":
+            yield "update", f"{equal}, iteration", lambda: [update.iterations(work(), repetitions)]
+        yield "limit", name, lambda: [limit.reached(work(), repetitions, short=self.quick)]
 
-    def rollout(self, learner: PPO, callback: BaseCallback) -> float:
-        """Stock `collect_rollouts`: environment, policy, values, rewards, reference and advantages."""
-        learner.policy.set_training_mode(True)  # drops the cache, as after an update
-        started = time.perf_counter()
-        env: Any = learner.env
-        learner.collect_rollouts(env, callback, learner.rollout_buffer, n_rollout_steps=self.new_tokens)
-        return self.slots * self.new_tokens / (time.perf_counter() - started)
+    def growing(self, folder: Path, repetitions: int) -> Iterator[Measurement]:
+        """The curves, all with the bundled model's sizes."""
+        quick = self.quick
+        base = Workload("bundled", None, *QUICK_SIZES, device=self.device)
+        marks = (32, 64, 128) if quick else (64, 128, 256, 512, 1024)
+        counts = (1, 4, 16) if quick else (1, 4, 16, 64, 256, 1024)
+        vocabularies = (2048, 8192) if quick else (2048, 8192, 50257)
 
-    def packed_epoch(self, learner: PPO) -> float:
-        """Stock `PPO.train` for one epoch."""
-        started = time.perf_counter()
-        learner.train()
-        return self.slots * self.new_tokens / (time.perf_counter() - started)
+        def generated() -> list[Case]:
+            slots = 4 if quick else 16
+            work = Workload("long", model_argument("long", folder), slots, 1, device=self.device)
+            return [growth.generated(work, marks, repetitions)]
 
-    def transition_epoch(self, learner: PPO, transitions: int = 64) -> float:
-        """One observation per transition, as a plain RolloutBuffer yields them, on a sample of them."""
-        rng = np.random.default_rng(0)
-        policy: Any = learner.policy
-        length = policy.context_length
-        ids = torch.as_tensor(rng.integers(policy.vocab_size, size=(transitions, length)))
-        # lengths of real transitions: an opening of about 56 tokens, anything up to `new_tokens` after it
-        lengths = torch.as_tensor(rng.integers(56, 56 + self.new_tokens, size=transitions))
-        mask = (torch.arange(length) < lengths[:, None]).to(torch.int8)
-        observation = {"input_ids": ids * mask, "attention_mask": mask, "completion_mask": mask}
-        started = time.perf_counter()
-        values, log_prob, entropy = policy.evaluate_actions(observation, ids[:, 0])
-        policy.optimizer.zero_grad()
-        (log_prob.mean() + values.mean() + entropy.mean()).backward()
-        return transitions / (time.perf_counter() - started)
+        def memory() -> list[Case]:
+            work = Workload("long", None, *(QUICK_SIZES if quick else (16, 48)), device=self.device)
+            slots = (4, 8) if quick else (4, 8, 16, 32)
+            lengths = (8, 16) if quick else (16, 32, 64, 128)
+            return growth.update_memory(work, folder, slots=slots, lengths=lengths, vocabularies=vocabularies)
+
+        yield "growth", growth.GENERATED, generated
+        yield "growth", growth.SLOTS, lambda: [growth.slots(base, counts, repetitions)]
+        yield (
+            *("growth", growth.VOCABULARY),
+            lambda: [growth.vocabulary(vocabularies, 8 if quick else 64, repetitions, self.device)],
+        )
+        yield "growth", growth.MEMORY + "episodes", memory
+        yield (
+            *("growth", growth.BUFFER),
+            lambda: growth.buffer_bytes(base, (8, 16) if quick else (16, 32, 64, 128)),
+        )
+
+    def workload(self, name: str, model: str | None, *, ragged: bool) -> Workload:
+        """A model's slots and lengths."""
+        kind = torch.device(self.device).type
+        slots, new_tokens = QUICK_SIZES if self.quick else SIZES[kind].get(name, (16, 48))
+        return Workload(
+            name,
+            model,
+            self.slots or slots,
+            self.new_tokens or new_tokens,
+            ragged=ragged,
+            device=self.device,
+        )
+
+    def toy_sizes(self) -> dict[str, int]:
+        """Of the toy environments' run."""
+        return {"slots": 256, "single_steps": 2000, "vector_steps": 10} if self.quick else {}

@@ -1,12 +1,12 @@
-"""`python -m benchmarks toy`: steps per second of the toy environments beside Gymnasium's FrozenLake."""
+"""`python -m benchmarks toy`: steps per second of the toy environments beside Gymnasium's own."""
 
 from __future__ import annotations
 
 import os
 import platform
-import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -14,11 +14,13 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
+from benchmarks.speed.measuring import Case, interleave
 from lm_envs.registration import ENVIRONMENTS
 
-FROZEN_LAKE = "FrozenLake-v1"
+FROZEN_LAKE, CART_POLE = "FrozenLake-v1", "CartPole-v1"
+TAXI = max(env_id for env_id in gymnasium.registry if env_id.startswith("Taxi-v"))
+SINGLE, VECTOR = "single, ", "vector, "
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,34 @@ class Toy:
 
     def __call__(self) -> None:
         """Times everything once per repetition, in turn, and prints the table."""
-        toys = [env_id for env_id in ENVIRONMENTS if "Toy" in env_id]
-        single: dict[str, list[float]] = {env_id: [] for env_id in (FROZEN_LAKE, *toys)}
-        vector: dict[str, list[float]] = {env_id: [] for env_id in toys}
-        for _ in tqdm(range(self.repetitions), desc="repetitions"):
-            for env_id, rates in single.items():
-                rates.append(self.single(env_id))
-            for env_id, rates in vector.items():
-                rates.append(self.vector(env_id))
-        peer = statistics.median(single[FROZEN_LAKE])
+        case = self.case(self.repetitions)
         machine = f"one of {os.cpu_count()} cores ({platform.machine()}), numpy {np.__version__}"
-        columns = "single, k steps/s", "x FrozenLake", "vector, M steps/s", "x FrozenLake"
+        columns = "single, k steps/s", "x FrozenLake", "vector, M steps/s", "x FrozenLake", "x CartPole's"
         table = Table("", *columns, title=f"{self.slots} slots, {machine}")
-        for env_id, rates in single.items():
-            rate = statistics.median(rates)
-            row = [env_id, f"{rate / 1e3:.0f}", f"{rate / peer:.2f}"]
-            if env_id in vector:
-                batch = statistics.median(vector[env_id])
-                row += [f"{batch / 1e6:.1f}", f"{batch / peer:.0f}"]
+        for env_id in (FROZEN_LAKE, TAXI, CART_POLE, *self.toys):
+            row = [env_id, "-", "-", "-", "-", "-"]
+            if (single := SINGLE + env_id) in case.values:
+                row[1:3] = f"{case.median(single) / 1e3:.0f}", f"{case.ratio(single):.2f}"
+            if (vector := VECTOR + env_id) in case.values:
+                beside = case.ratio(vector, VECTOR + CART_POLE)
+                row[3:] = f"{case.median(vector) / 1e6:.1f}", f"{case.ratio(vector):.0f}", f"{beside:.2f}"
             table.add_row(*row)
-        Console(width=100).print(table)
+        Console(width=110).print(table)
+
+    @property
+    def toys(self) -> list[str]:
+        """The toy environments' ids."""
+        return [env_id for env_id in ENVIRONMENTS if "Toy" in env_id]
+
+    def case(self, repetitions: int) -> Case:
+        """Steps per second of all environments, beside a single FrozenLake."""
+        singles = {
+            SINGLE + env_id: partial(self.single, env_id) for env_id in (FROZEN_LAKE, TAXI, *self.toys)
+        }
+        vectors = {VECTOR + env_id: partial(self.vector, env_id) for env_id in (CART_POLE, *self.toys)}
+        values, _ = interleave(singles | vectors, repetitions, label="toys")
+        settings = {"slots": self.slots, "threads": 1}
+        return Case("toy", "steps", settings, "steps/s", values, SINGLE + FROZEN_LAKE)
 
     def single(self, env_id: str) -> float:
         """Steps per second of one environment."""
@@ -64,8 +74,10 @@ class Toy:
         actions = np.random.default_rng(0).integers(env.action_space.n, size=self.single_steps).tolist()
         env.reset(seed=0)
         terminated = truncated = False
-        while not (terminated or truncated):  # what is made once is made now
-            _, _, terminated, truncated, _ = env.step(0)
+        for action in actions:  # what is made once, at the end of an episode, is made now
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                break
         env.reset()
         started = time.process_time()
         for action in actions:
@@ -76,13 +88,15 @@ class Toy:
 
     def vector(self, env_id: str) -> float:
         """Steps per second of all slots together."""
-        env: Any = gymnasium.make_vec(env_id, self.slots, autoreset_mode=AutoresetMode.SAME_STEP)
+        options: dict[str, Any] = {} if env_id == CART_POLE else {"autoreset_mode": AutoresetMode.SAME_STEP}
+        env: Any = gymnasium.make_vec(env_id, self.slots, vectorization_mode="vector_entry_point", **options)
         num_actions = env.single_action_space.n
         actions = np.random.default_rng(0).integers(num_actions, size=(self.vector_steps, self.slots))
         env.reset(seed=0)
-        is_over = np.zeros(self.slots, bool)
-        while not is_over.all():  # what is made once is made now
-            _, _, is_over, _, _ = env.step(actions[0])
+        if env_id != CART_POLE:
+            is_over = np.zeros(self.slots, bool)
+            while not is_over.all():  # what is made once is made now
+                _, _, is_over, _, _ = env.step(actions[0])
         started = time.process_time()
         for row in actions:
             env.step(row)

@@ -1,0 +1,1 @@
+"""What `python -m benchmarks throughput` measures, one part a file."""
