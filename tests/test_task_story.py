@@ -74,7 +74,7 @@ def test_genres_are_many(bundled: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "expected"), [("easy", 2003846624), ("medium", 3074830876), ("hard", 231344760)]
+    ("level", "expected"), [("easy", 2214488261), ("medium", 50034495), ("hard", 1941811966)]
 )
 def test_instances_are_the_same_everywhere(bundled: LanguageModel, level: Any, expected: int) -> None:
     assert checksum(StoryTask(bundled, level=level)) == expected
@@ -165,9 +165,13 @@ def test_arc_by_hand() -> None:
     assert tone(sad) < tone(prompt) < 0 < tone(happy) < 1
     arc = Arc()
     assert arc([prompt], [f" {happy}"]) == [min(1.0, tone(happy) - tone(prompt))]
+    assert arc([f"It was a day. {prompt}"], [f" {sad}"]) == [tone(sad) - tone(prompt)]
     assert arc(["It was a day."], [f" {happy}"]) == [tone(happy)]
-    assert arc(["It was a day."], [f" {sad} {happy}"]) == [min(1.0, tone(happy) - tone(sad))]
-    assert arc([prompt, prompt], [f" {happy} {sad}", ""]) == [0.0, 0.0]
+    assert arc(["It was a day."], [f" {happy} {sad}"]) == [tone(f"{happy} {sad}")]
+    # no sentence before the last two counts, so that a disaster of one's own does not pay
+    assert arc(["It was a day."], [f" {sad} {sad} It was {happy} Mira sang."]) == [tone(f"It was {happy}")]
+    assert arc([f"{happy} {happy}"], [f" {sad}"]) == [tone(sad)]
+    assert arc([prompt], [""]) == [0.0]
     assert arc([""], [" happy"]) == [tone("happy")]
 
 
@@ -180,11 +184,11 @@ def test_reward_is_the_weighted_sum_and_weights_can_be_replaced(bundled: Languag
     ):
         assert parts == same
         assert reward == pytest.approx(
-            parts["relevance"] + 0.5 * parts["variety"] + parts["arc"] + 2 * parts["coherence"]
+            parts["relevance"] + 0.5 * parts["variety"] + 2 * parts["arc"] + 3 * parts["coherence"]
         )
         assert other == pytest.approx(parts["relevance"] + 0.5 * parts["variety"] - 3 * parts["arc"])
     empty = {"relevance": 0.0, "variety": 0.0, "arc": 0.0, "coherence": -1.0}
-    assert judge(default, states[:1], [""]) == [(-2.0, empty)]
+    assert judge(default, states[:1], [""]) == [(-3.0, empty)]
 
 
 # Players and data
@@ -193,7 +197,7 @@ def test_reward_is_the_weighted_sum_and_weights_can_be_replaced(bundled: Languag
 @pytest.mark.parametrize(("level", "count"), [("easy", 200), ("medium", 30), ("hard", 30)])
 def test_tricks_do_not_pay(bundled: LanguageModel, level: Any, count: int) -> None:
     best, tricks = progress(StoryTask(bundled, level=level, split="test"), count)
-    assert best > 1.9
+    assert best > 2.7
     assert max(tricks.values()) < 2 / 3, tricks
 
 

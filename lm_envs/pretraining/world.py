@@ -109,7 +109,8 @@ HELPER_SAYS = ('"{speech}, {hero}," said {helper}.', '"{speech}," {helper} [said
 # What stands between a first attempt and a second one.
 AGAIN = (
     "[Still|Even so,] {hero} [did not give up|did not go home|would not stop].",
-    "{hero} [took a deep breath|sat down for a moment|counted to ten] and [tried again|thought of something else].",
+    "{hero} [took a deep breath|sat down for a moment|counted to ten] "
+    "and [tried again|thought of something else].",
     "[There was one more way|There was still a way|One chance was left].",
 )
 

@@ -18,7 +18,7 @@ from lm_envs.tasks.story_source import cast, draw_story, in_sentences, names, se
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
 
-WEIGHTS = {"relevance": 1.0, "variety": 0.5, "arc": 1.0, "coherence": 2.0}
+WEIGHTS = {"relevance": 1.0, "variety": 0.5, "arc": 2.0, "coherence": 3.0}
 
 
 class StoryTask(SingleTurn):
@@ -34,14 +34,14 @@ class StoryTask(SingleTurn):
     > night it slept by the stove. "It worked!" called Jonas, and his aunt laughed.*
 
     ## Reward
-    `1.0 relevance + 0.5 variety + 1.0 arc + 2.0 coherence`, from -2 to 2.5; an empty completion gets -2.
+    `1.0 relevance + 0.5 variety + 2.0 arc + 3.0 coherence`, from -5 to 3.5; an empty completion gets -3.
 
     - relevance, 0 to 1: share of the record's `keywords` (hero, helper and thing, as far as the opening tells
       them) that the text names in sentences of its own; 0 if it brings in a new name.
     - variety, 0 to 1: different pairs of words that the opening does not have, divided by all pairs, or by 20
       if there are fewer (distinct-2).
-    - arc, 0 to 1: VADER's score of the last sentence, minus the lowest score of a sentence before it, opening
-      included: out of the trouble into a good end.
+    - arc, -1 to 1: VADER's score of the last two sentences together, minus the lowest score of a sentence of
+      the opening if that is negative, at most 1: out of the trouble into a good end.
     - coherence, -1 to 0: typicality under the frozen model, as in `TextGen-v0`: 0 for text as the model
       itself writes it, -1 for text that is a nat a token more surprising.
 
@@ -60,9 +60,10 @@ class StoryTask(SingleTurn):
     sentence, a sentence that fits every story with this one's cast, and the bare keywords among happy words.
 
     ## How it could be hacked
-    Each part can be won by nonsense: relevance by a list of the cast, the arc by a last word, variety by
-    any list. Coherence takes 2 away for that: `tests/test_task_story.py` shows that no trick gets two
-    thirds of the way from an empty text to the best player. A name that stands at the beginning of every
+    Each part can be won by nonsense: relevance by a list of the cast, the arc by a happy word or two, variety
+    by any list. Coherence takes 3 away for that: `tests/test_task_story.py` shows that no trick gets two
+    thirds of the way from an empty text to the best player. A disaster of its own before the happy end does
+    not raise the arc, which begins in the opening. A name that stands at the beginning of every
     sentence it is in and is none of the story world's is not seen to be new.
 
     ## References
@@ -208,9 +209,10 @@ class Variety:
 
 
 class Arc:
-    """VADER's score of the last sentence minus the lowest of one before it, prompt included, cut to 0..1.
+    """VADER's score of the last two sentences together minus the lowest of one of the prompt.
 
-    An empty completion gets 0.
+    The lowest score counts if it is negative; the difference is cut to 1. Range -1 to 1; an empty completion
+    gets 0.
     """
 
     __name__ = "arc"
@@ -221,7 +223,8 @@ class Arc:
 
     def score(self, prompt: str, completion: str) -> float:
         """The arc of one story."""
+        if not completion.strip():
+            return 0.0
         tone = Sentiment().score
-        told = in_sentences(completion.strip())
-        before = [tone(sentence) for sentence in (*sentences(prompt), *told[:-1])]
-        return min(1.0, max(0.0, tone(told[-1]) - min(before, default=0.0))) if completion.strip() else 0.0
+        end = tone(" ".join(in_sentences(completion.strip())[-2:]))
+        return min(1.0, end - min([0.0, *map(tone, sentences(prompt))]))
