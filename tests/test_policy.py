@@ -148,6 +148,43 @@ def test_a_step_forwards_one_token_per_row(tiny_gpt2: str) -> None:
     assert policy._caches["predict"].tokens_forwarded == other["attention_mask"].sum()
 
 
+def test_values_to_bootstrap_from_cost_a_token(tiny_gpt2: str) -> None:
+    """A rollout's last observations, and a truncated episode's; others cost no less than before."""
+    env = make_env(tiny_gpt2, 4)
+    policy = make_policy(env, tiny_gpt2, dtype="float64")
+    torch.nn.init.normal_(policy.value_net.weight)
+    obs = random_contexts(env, 4)
+
+    def whole(obs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return policy.evaluate_actions(obs, torch.zeros(len(obs["input_ids"]), dtype=torch.long))[0]
+
+    def check(obs: dict[str, torch.Tensor], tokens: int) -> None:
+        before = policy._caches["rollout"].tokens_forwarded
+        with torch.no_grad():
+            values = policy.predict_values(obs)
+        torch.testing.assert_close(values, whole(obs), atol=1e-9, rtol=0)
+        assert policy._caches["rollout"].tokens_forwarded == before + tokens
+
+    actions, _, _ = policy(obs)
+    rows, lengths = torch.arange(4), obs["attention_mask"].sum(1)
+    following = {key: value.clone() for key, value in obs.items()}
+    following["input_ids"][rows, lengths] = actions
+    following["attention_mask"][rows, lengths] = 1
+    check({key: value[2:3] for key, value in following.items()}, 1)
+    check(following, 3)  # slot 2 is there already, and counts as an observation like any other
+    policy(obs)
+    fresh = random_contexts(env, 4, seed=1)
+    mixed = {key: torch.cat([value[:2], fresh[key][2:]]) for key, value in following.items()}
+    check(mixed, 2)
+    check(fresh, 0)
+    check({key: value[:3] for key, value in following.items()}, 0)
+    assert policy.predict_values(following).requires_grad
+    actions, values, log_probs = policy(following)
+    torch.testing.assert_close(values, whole(following), atol=1e-9, rtol=0)
+    expected = expected_log_probs(tiny_gpt2, following, policy.vocab_size)
+    torch.testing.assert_close(log_probs, expected[rows, actions], atol=1e-9, rtol=0)
+
+
 def test_caches_are_dropped_when_weights_may_have_changed(tiny_gpt2: str) -> None:
     env = make_env(tiny_gpt2)
     policy = make_policy(env, tiny_gpt2)

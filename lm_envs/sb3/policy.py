@@ -49,8 +49,9 @@ class TransformerPolicy(ActorCriticPolicy):
 
     `forward` (rollouts) decodes with a cache, one new token per row and step. `predict` does so with a cache
     of its own, so that evaluating on another environment in the middle of a rollout changes nothing.
-    `predict_values`, `get_distribution` and `evaluate_actions` run whole contexts. Caches are dropped
-    whenever the weights may have changed, and are neither copied nor pickled.
+    `predict_values` reads the rollout's cache, and takes single tokens further what goes on from there;
+    `get_distribution` and `evaluate_actions` run whole contexts. Caches are dropped whenever the weights may
+    have changed, and are neither copied nor pickled.
 
     All arguments are plain JSON values.
 
@@ -189,8 +190,24 @@ class TransformerPolicy(ActorCriticPolicy):
         return self._values(hidden), log_probs, entropy  # type: ignore[return-value]
 
     def predict_values(self, obs: Observation) -> Tensor:  # type: ignore[override]
-        """Values (B, 1) of observations, from whole contexts."""
-        return self._values(self._hidden(obs))
+        """Values (B, 1) of observations.
+
+        Without gradients, one token is forwarded for an observation that follows the rollout's last one (what
+        SB3 bootstraps from: a rollout's end, a truncated episode), the whole context for any other.
+        """
+        ids, lengths = obs["input_ids"].cpu().numpy(), _lengths(obs)
+        slots = self._slots_before(ids, lengths)
+        follows = slots >= 0
+        if torch.is_grad_enabled() or not follows.any():
+            return self._values(self._hidden(obs))
+        with autocast(self.device, self.mixed_precision):
+            cached = self._caches["rollout"].advance(ids[follows], lengths[follows], slots[follows])
+        hidden = cached.new_empty((len(ids), cached.shape[1]), dtype=head_dtype(self.model))
+        rows = torch.from_numpy(follows).to(hidden.device)
+        hidden[rows] = cached.to(hidden.dtype)
+        if not follows.all():
+            hidden[~rows] = self._hidden({key: values[~rows] for key, values in obs.items()})
+        return self._values(hidden)
 
     def get_distribution(self, obs: Observation) -> Distribution:  # type: ignore[override]
         """The distribution that actions are drawn from, from whole contexts."""
@@ -229,10 +246,10 @@ class TransformerPolicy(ActorCriticPolicy):
     @torch.no_grad()
     def _decode(self, purpose: str, obs: Observation, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states (B, H), tokens (B,) and log-probs (B,), with the cache of this purpose."""
-        ids, mask = obs["input_ids"].cpu().numpy(), obs["attention_mask"].cpu().numpy()
+        ids = obs["input_ids"].cpu().numpy()
         decoder = self._decoder(purpose, len(ids))
         with autocast(self.device, self.mixed_precision):
-            hidden = decoder.advance(ids, mask.sum(1, dtype=np.int64))
+            hidden = decoder.advance(ids, _lengths(obs))
         hidden = hidden.to(head_dtype(self.model))
         tokens, log_probs = sample(
             self._logits(hidden),
@@ -242,11 +259,31 @@ class TransformerPolicy(ActorCriticPolicy):
         )
         return hidden, tokens, log_probs
 
-    def _decoder(self, purpose: str, num_slots: int) -> Decoder:
+    def _slots_before(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """(B,) slots of the rollout's cache that hold each row but for its last token; -1 where none does."""
+        none = np.full(len(ids), -1)
+        self._drop_stale_caches()
+        decoder = self._caches.get("rollout")
+        if decoder is None:
+            return none
+        slots = np.arange(decoder.num_slots)
+        if len(ids) not in (1, len(slots)):
+            return none
+        before = np.arange(lengths.max()) < lengths[:, None] - 1
+        same = (ids[:, : before.shape[1]] == decoder.tokens[:, : before.shape[1]]) | ~before
+        same = same.all(1) & (decoder.lengths == lengths - 1)
+        if len(ids) == len(slots):
+            return np.where(same, slots, none)
+        return slots[same][:1] if same.any() else none
+
+    def _drop_stale_caches(self) -> None:
         adapters = adapter_state(self.model) if self._arguments["lora"] is not None else ()
         if adapters != self._cached_adapters:
             self._weights_changed()
             self._cached_adapters = adapters
+
+    def _decoder(self, purpose: str, num_slots: int) -> Decoder:
+        self._drop_stale_caches()
         decoder = self._caches.get(purpose)
         if decoder is None or decoder.num_slots != num_slots:
             decoder = self._caches[purpose] = Decoder(
@@ -284,6 +321,11 @@ class TransformerPolicy(ActorCriticPolicy):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.optimizer.register_step_post_hook(self._weights_changed)  # an optimizer's copy has no hooks
+
+
+def _lengths(obs: Observation) -> np.ndarray:
+    """(B,) tokens of each observation."""
+    return obs["attention_mask"].cpu().numpy().sum(1, dtype=np.int64)
 
 
 def _optimizer_class(class_or_name: type[torch.optim.Optimizer] | str) -> type[torch.optim.Optimizer]:
