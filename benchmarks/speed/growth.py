@@ -125,7 +125,7 @@ def update_memory(
     """Megabytes that a minibatch's forward and backward hold at most, one curve a dimension.
 
     Args:
-        work: what is varied; its model's shape with the smallest vocabulary serves where that is not.
+        work: what is varied, and the shape's name; its smallest vocabulary serves where that is not varied.
         folder: of the models that are built.
         slots: episodes of the minibatch.
         lengths: tokens of an episode that are learned from.
@@ -133,17 +133,16 @@ def update_memory(
     """
 
     def measured(vocab_size: int, **changes: Any) -> list[float]:
-        model = model_argument("long", folder, vocab_size=vocab_size, max_position_embeddings=512)
+        model = model_argument(work.name, folder, vocab_size=vocab_size)
         return [activation_megabytes(replace(work, model=model, **changes))]
 
     smallest = min(vocabularies)
-    settings = work.settings | {"model": "bundled sizes, random weights"}
     curves: dict[str, dict[int, list[float]]] = {
         "episodes": {count: measured(smallest, slots=count) for count in slots},
         "length": {length: measured(smallest, new_tokens=length) for length in lengths},
         "vocabulary": {size: measured(size) for size in vocabularies},
     }
-    return [curve(MEMORY + name, settings, "MB", values) for name, values in curves.items()]
+    return [curve(MEMORY + name, work.settings, "MB", values) for name, values in curves.items()]
 
 
 def activation_megabytes(work: Workload) -> float:

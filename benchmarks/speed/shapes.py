@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PretrainedConfig, Qwen2Config
 
 from lm_envs.language_model import BUNDLED
+from lm_envs.model_loading import no_progress_bar
 
 BUNDLED_NAME = "bundled"
 # A step after 1024 generated tokens needs room for them and for a short prompt.
@@ -82,7 +83,8 @@ def model_argument(name: str, folder: Path, **changes: Any) -> str | None:
     target = folder / "-".join([name, *(str(value) for value in changes.values())])
     if not target.exists():
         model = random_model(name, **changes)
-        model.to(torch.bfloat16).save_pretrained(target)  # half the file; it is loaded as float32
+        with no_progress_bar():
+            model.to(torch.bfloat16).save_pretrained(target)  # half the file; it is loaded as float32
         _save_tokenizer(target, model.config.vocab_size)
     return str(target)
 
