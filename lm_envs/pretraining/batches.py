@@ -16,7 +16,7 @@ Source = Callable[[int, Mapping[str, int]], str]
 # all lengths, and with them all kinds of text, are in every step, with little padding. Steps of one length
 # each learn far more slowly: see the model card.
 POOL = 16
-PARTS = 4
+PARTS = 2
 
 Batch = tuple[np.ndarray, np.ndarray]
 

@@ -41,7 +41,7 @@ class Recipe:
         text: What is learned from: the checksum of a text of one's own, or empty for the corpus.
     """
 
-    steps: int = 9000
+    steps: int = 8000
     seed: int = 0
     rows: int = 64
     shards: int = 2
