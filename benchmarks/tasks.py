@@ -296,10 +296,10 @@ def play_model(
     model: str | None = None,
 ) -> tuple[list[float], list[int]]:
     """The environment's model (None: the bundled one), or the one behind `decoder`, token by token."""
-    language_model = LanguageModel.load(model)
+    player = decoder or LanguageModel.load(model).decoder(episodes)
     played = play(
-        decoder or language_model.decoder(episodes),
-        language_model.decoder(episodes),
+        player,
+        player,  # nobody asks for the KL, and a decoder that is there already costs nothing
         env_id,
         sampling=sampling,
         seed=seed,
