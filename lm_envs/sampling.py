@@ -58,7 +58,8 @@ def filter_logits(
     empty = largest == -torch.inf
     if empty.any():
         raise ValueError(f"action_mask leaves no token to choose in rows {empty.nonzero()[:, 0].tolist()}")
-    logits = logits / temperature
+    if temperature != 1:
+        logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         smallest_kept = logits.topk(int(top_k)).values[:, -1:]
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
@@ -101,16 +102,18 @@ def sample(
     filtered = filter_logits(
         logits, temperature=temperature, top_k=top_k, top_p=top_p, action_mask=action_mask
     )
-    log_probs = filtered.log_softmax(-1)
-    best = log_probs.argmax(-1, keepdim=True)
+    largest, best = filtered.max(-1, keepdim=True)
+    weights = (filtered - largest).exp_()
+    # float64: in float32 the sum over a large vocabulary would drop tokens below 1e-7.
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
     if deterministic:
         tokens = best
     else:
-        # float64: in float32 the sum over a large vocabulary would drop tokens below 1e-7.
-        cumulative = log_probs.double().exp().cumsum(-1)
         uniform = torch.rand((len(logits), 1), generator=generator, device=logits.device, dtype=torch.float64)
-        tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        tokens = torch.searchsorted(cumulative, uniform * total, right=True)
         tokens = tokens.clamp_(max=logits.shape[-1] - 1)  # uniform * total may round up to the total
         # A parallel cumsum (CUDA) need not be monotone to the last bit: never return an excluded token.
-        tokens = torch.where(log_probs.gather(-1, tokens) > -torch.inf, tokens, best)
-    return tokens[:, 0], log_probs.gather(-1, tokens)[:, 0]
+        tokens = torch.where(weights.gather(-1, tokens) > 0, tokens, best)
+    log_probs = filtered.gather(-1, tokens).double() - largest - total.log()
+    return tokens[:, 0], log_probs[:, 0].to(filtered.dtype)
