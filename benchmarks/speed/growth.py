@@ -151,7 +151,7 @@ def activation_megabytes(work: Workload) -> float:
     Parameters, their gradients and the optimizer's state are there before, and are not counted; what the
     backward pass holds of a gradient before it is added is.
     """
-    learner, callback = work.learner(reference=False, env_kwargs={"reward": constant})
+    learner, callback = work.learner(reference=False, dtype="float32", env_kwargs={"reward": constant})
     collect(learner, callback)
     policy: Any = learner.policy
     policy.set_training_mode(True)

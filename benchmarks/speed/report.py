@@ -137,7 +137,7 @@ BARS = (
     Bar(
         "host synchronisations a step",
         *("rollout", "gpt2, equal, host synchronisations"),
-        lambda case: _share(case, "policy and environment"),
+        lambda case: _share(case, "Decoder.step, sampling"),
         2.0,
         at_least=False,
         device="cuda",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,8 @@ def writing(work: Workload, repetitions: int) -> Case:
     }
     if not work.ragged:
         contenders |= {DECODER: decoder(work), peers.RECOMPUTED: peers.recomputing(work)}
-    values, missing = interleave(contenders, repetitions, label=work.label)
+    slow = (peers.CONTINUOUS, peers.RECOMPUTED) if work.device == "cpu" else ()
+    values, missing = interleave(contenders, repetitions, cold=slow, label=work.label)
     case = Case("rollout", work.label, work.settings, "tokens/s", values, missing=missing)
     case.peer = case.fastest((peers.DYNAMIC, peers.STATIC))
     return case
@@ -132,34 +135,29 @@ def environment_share(work: Workload, repetitions: int) -> Case:
 
 
 def host_synchronisations(work: Workload) -> Case:
-    """How often a rollout step makes the host wait for a GPU, as torch's debug mode counts it."""
-    import warnings
-
+    """How often the host waits for a GPU in a step, as torch's debug mode counts it."""
+    language_model = work.language_model()
+    decoder = language_model.decoder(work.slots)
+    decoder.prefill(range(work.slots), work.prompts())
     learner, callback = work.learner(reference=False)
-    collect(learner, callback)
-    env: Any = learner.env
-    observation = {
-        key: torch.as_tensor(value, device=work.device) for key, value in env.last_observations.items()
-    }
-    learner.policy(observation)
+
+    def decode() -> None:
+        for _ in range(work.new_tokens):
+            tokens, _ = sample(decoder.logits())
+            decoder.step(tokens.cpu().numpy())
+
+    loops = {"Decoder.step, sampling": decode, ROLLOUT: lambda: collect(learner, callback)}
+    values = {name: [waits(loop) / work.new_tokens] for name, loop in loops.items()}
+    return Case("rollout", f"{work.label}, host synchronisations", work.settings, "a step", values)
+
+
+def waits(run: Callable[[], object]) -> int:
+    """Operations of `run` that made the host wait for the GPU."""
     torch.cuda.set_sync_debug_mode("warn")
-    steps = 8
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            for _ in range(steps):
-                actions = learner.policy(observation)[0].cpu().numpy()
-                observation = {
-                    key: torch.as_tensor(value, device=work.device)
-                    for key, value in env.step(actions)[0].items()
-                }
+            run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    waits = sum("synchroniz" in str(warning.message) for warning in caught)
-    return Case(
-        "rollout",
-        f"{work.label}, host synchronisations",
-        work.settings,
-        "a step",
-        {"policy and environment": [waits / steps]},
-    )
+    return sum("synchroniz" in str(warning.message) for warning in caught)

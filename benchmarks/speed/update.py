@@ -25,7 +25,9 @@ def epochs(work: Workload, repetitions: int) -> Case:
 
 def epoch(work: Workload, *, per_transition: bool) -> Contender:
     """`PPO.train` on a rollout that is collected once."""
-    learner, callback = work.learner(reference=not per_transition, per_transition=per_transition)
+    learner, callback = work.learner(
+        reference=not per_transition, per_transition=per_transition, dtype="float32"
+    )
     collect(learner, callback)
     return lambda: work.slots * work.new_tokens / seconds(work.device, learner.train)
 

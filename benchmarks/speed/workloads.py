@@ -81,6 +81,7 @@ class Workload:
         *,
         reference: bool = True,
         per_transition: bool = False,
+        dtype: str | None = None,
         env_kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[PPO, BaseCallback]:
         """A stock PPO in the middle of training, one epoch a rollout, and the callback of its rollouts.
@@ -88,6 +89,7 @@ class Workload:
         Args:
             reference: score the rollouts under the frozen model as well, for the KL penalty.
             per_transition: stable-baselines3's own buffer and minibatch size: one observation a transition.
+            dtype: the policy's; None: "float32", on a GPU "bfloat16", which trains with a reference only.
             env_kwargs: of the environment.
         """
         total = self.slots * self.new_tokens
@@ -106,7 +108,7 @@ class Workload:
             policy_kwargs={
                 "model": self.model,
                 "longest": self.new_tokens if self.ragged else None,
-                "dtype": "float32" if self.device == "cpu" else "bfloat16",
+                "dtype": dtype or ("float32" if self.device == "cpu" else "bfloat16"),
             },
             seed=0,
             device=self.device,
