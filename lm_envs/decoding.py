@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from lm_envs.fused import FusedTrunk, fuse, linear, untouched
 from lm_envs.kv_cache import SlotCache
 from lm_envs.scoring import head, trunk
 
@@ -64,12 +66,16 @@ class Decoder:
     def clear(self) -> None:
         """Forget every slot's context."""
         self._trunk, self._head = trunk(self._model), head(self._model)
+        self._modules = list(self._trunk.modules())
+        self._fused: FusedTrunk | None = None
+        self._fused_dtype: torch.dtype | None = None  # that `_fused` was made for; None: not yet made
         self._cache = SlotCache(self.num_slots, self.context_length)
         self.lengths = np.zeros(self.num_slots, np.int64)
         self.tokens = np.zeros((self.num_slots, self.context_length), np.int64)
         weights = next(self._trunk.parameters())
+        self._dtype = weights.dtype
         width = self._model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
-        self.hidden = torch.zeros(self.num_slots, width, device=weights.device, dtype=weights.dtype)
+        self.hidden = torch.zeros(self.num_slots, width, device=weights.device, dtype=self._dtype)
 
     def advance(self, input_ids: ArrayLike, lengths: ArrayLike, slots: ArrayLike | None = None) -> Tensor:
         """Bring slots to the given contexts, whatever they hold now.
@@ -175,7 +181,10 @@ class Decoder:
         slots = self._check_slots(slots)
         if (self.lengths[slots] == 0).any():
             raise ValueError(f"slot {slots[self.lengths[slots].argmin()]} is empty")
-        return self._head(self._select(slots))[:, : self.vocab_size]
+        hidden = self._select(slots)
+        if type(self._head) is nn.Linear and untouched([self._head]):
+            return linear(hidden, self._head.weight[: self.vocab_size], self._head.bias).contiguous()
+        return self._head(hidden)[:, : self.vocab_size]
 
     @torch.no_grad()
     def fork(self, source: int, targets: ArrayLike) -> None:
@@ -242,13 +251,51 @@ class Decoder:
             raise ValueError(f"token id {wrong} is out of range; accepted: 0 to {self.vocab_size - 1}")
         # Nothing is claimed to be cached until the pass has succeeded.
         self.lengths[slots] = 0
-        new = self._cache.extend(self._trunk, slots, starts, counts, block)
+        # One token a row is limited by reading the cache: with most slots involved, running all of them on
+        # views is cheaper than gathering some. A longer block is limited by arithmetic: idle rows would cost.
+        every = len(slots) == self.num_slots or (block.shape[1] == 1 and 2 * len(slots) >= self.num_slots)
+        plan = np.column_stack([slots, starts, counts, block])
+        if every:
+            plan, involved = np.zeros((self.num_slots, plan.shape[1]), np.int64), plan
+            plan[slots] = involved
+        packed = torch.from_numpy(plan).to(self.hidden.device)
+        rows, starts_, counts_, input_ids = packed[:, 0], packed[:, 1:2], packed[:, 2:3], packed[:, 3:]
+        offsets = torch.arange(block.shape[1], device=packed.device)
+        positions, appended = starts_ + offsets, offsets < counts_
+        longest = int((starts + counts).max())
+        visible = self._cache.begin(None if every else rows, positions, appended, longest)
+        mask = torch.zeros(visible.shape, device=packed.device, dtype=self._dtype)
+        mask.masked_fill_(~visible, torch.finfo(self._dtype).min)
+        # What padding is given for a position does not matter, but a model has no more.
+        positions.clamp_(max=self.context_length - 1)
+        hidden = self._run(input_ids, positions, mask[:, None])
+        new = hidden[torch.arange(len(plan), device=packed.device), (counts_[:, 0] - 1).clamp_(min=0)]
         # Not in place: a caller may hold `hidden`.
-        self.hidden = self.hidden.to(new.dtype).index_copy(0, self._rows(slots), new)
+        if every:
+            self.hidden = torch.where(counts_ > 0, new, self.hidden.to(new.dtype))
+        else:
+            self.hidden = self.hidden.to(new.dtype).index_copy(0, rows, new)
         columns = starts[:, None] + np.arange(block.shape[1])
         self.tokens[np.repeat(slots, counts), columns[real]] = block[real]
         self.lengths[slots] = starts + counts
         self.tokens_forwarded += int(counts.sum())
+
+    def _run(self, input_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden states (n, T, H), of the fused forward pass where there is one."""
+        device = input_ids.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
+        if self._fused_dtype != dtype:
+            self._fused, self._fused_dtype = fuse(self._trunk, self.context_length, dtype), dtype
+        if self._fused is not None and untouched(self._modules):
+            return self._fused.forward(input_ids, positions, mask, self._cache)
+        with _evaluating(self._trunk):
+            return self._trunk(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+            ).last_hidden_state
 
     def _forget_broken(self, slots: np.ndarray) -> bool:
         """Empty those slots whose hidden state is not finite; True if there were any.
@@ -278,3 +325,16 @@ class Decoder:
         if checked.min() < 0 or checked.max() >= self.num_slots or len(np.unique(checked)) < len(checked):
             raise ValueError(f"slots must be distinct, in 0 to {self.num_slots - 1}, got {checked.tolist()}")
         return checked.astype(np.int64)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a moment: without dropout and gradient checkpointing (it would drop the cache)."""
+    training = [m for m in module.modules() if m.training] if module.training else []
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True

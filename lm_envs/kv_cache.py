@@ -1,14 +1,11 @@
-"""Keys and values of slots that stand at different lengths, and the forward pass that extends them."""
+"""Keys and values of slots that stand at different lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 # Attention widths are multiples of this: few distinct shapes, little wasted reading of the cache.
@@ -18,7 +15,7 @@ WIDTH_BUCKET = 32
 class SlotCache(Cache):
     """Keys and values of B slots; every row of a forward pass writes at positions of its own.
 
-    `extend` sets where a pass writes and what it reads; transformers then calls `update` once per layer.
+    `begin` sets where a pass writes and what it reads; each layer then calls `update` once.
     Storage is (B, heads, capacity + 1, head size) per layer; the position after the last takes what padded
     tokens and idle rows write. It starts as zeros: a masked position has weight 0, and 0 * NaN would be NaN.
     """
@@ -29,55 +26,28 @@ class SlotCache(Cache):
         self.context_length = context_length
         self.capacity = 0
         self._stored: dict[int, list[Tensor]] = {}
+        self._places: dict[int, Tensor] = {}  # of the current pass, by number of heads
 
-    @torch.no_grad()
-    def extend(
-        self, trunk: nn.Module, slots: np.ndarray, starts: np.ndarray, counts: np.ndarray, block: np.ndarray
-    ) -> Tensor:
-        """Append block[i, :counts[i]] to the first starts[i] tokens of slots[i], in one forward pass.
+    def begin(self, rows: Tensor | None, positions: Tensor, real: Tensor, longest: int) -> Tensor:
+        """Prepare a forward pass of n rows of T new tokens.
 
         Args:
-            trunk: base model of a causal LM; it runs in evaluation mode.
-            slots: (n,) distinct slots.
-            starts: (n,) tokens of each that stay.
-            counts: (n,) tokens to append, at least one.
-            block: (n, T) token ids, right padded with any valid id.
+            rows: (n,) distinct slots; None: all, in order.
+            positions: (n, T) int64, where the new tokens stand.
+            real: (n, T) bool, false for padding.
+            longest: tokens of the longest row after this pass, which reads as many of each row, rounded up.
 
         Returns:
-            (n, H) hidden states at each row's last new token.
+            (n, T, width) bool, which of the cached positions each new token attends to.
         """
-        ends = starts + counts
-        self.reserve(int(ends.max()))
-        # One token a row is limited by reading the cache: with most slots involved, running all of them on
-        # views is cheaper than gathering some. A longer block is limited by arithmetic: idle rows would cost.
-        every = len(slots) == self.num_slots or (block.shape[1] == 1 and 2 * len(slots) >= self.num_slots)
-        plan = np.column_stack([starts, counts, block])
-        if every:
-            plan, involved = np.zeros((self.num_slots, plan.shape[1]), np.int64), plan
-            plan[slots] = involved
-        weights = next(trunk.parameters())
-        device, dtype = weights.device, weights.dtype
-        packed, rows = torch.from_numpy(plan).to(device), torch.from_numpy(slots).to(device)
-        offsets = torch.arange(block.shape[1], device=device)
-        positions, real = packed[:, :1] + offsets, offsets < packed[:, 1:2]
-
-        self._rows = None if every else rows
-        self._write_rows = (torch.arange(self.num_slots, device=device) if every else rows)[:, None]
-        self._write_positions = torch.where(real, positions, self.capacity)
-        self._width = min(_round_up(int(ends.max())), self.capacity)
-        visible = torch.arange(self._width, device=device) <= positions[..., None]
-        mask = torch.zeros(visible.shape, device=device, dtype=dtype)
-        mask.masked_fill_(~visible, torch.finfo(dtype).min)
-        with _evaluating(trunk):
-            hidden = trunk(
-                input_ids=packed[:, 2:],
-                attention_mask=mask[:, None],
-                position_ids=positions.clamp(max=self.context_length - 1),
-                past_key_values=self,
-                use_cache=True,
-            ).last_hidden_state
-        last = hidden[torch.arange(len(plan), device=device), (packed[:, 1] - 1).clamp(min=0)]
-        return last[rows] if every else last
+        self.reserve(longest)
+        self._rows = rows
+        every = torch.arange(self.num_slots, device=positions.device)
+        self._write_rows = (every if rows is None else rows)[:, None, None]
+        self._write_positions = torch.where(real, positions, self.capacity)[:, None]
+        self._places = {}
+        self._width = min(_round_up(longest), self.capacity)
+        return torch.arange(self._width, device=positions.device) <= positions[..., None]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -85,7 +55,9 @@ class SlotCache(Cache):
         """Store new keys and values (n, heads, T, head size); return the rows' first `width` ones."""
         stored = self._layer(layer_idx, key_states, value_states)
         for old, new in zip(stored, (key_states, value_states), strict=True):
-            old[self._write_rows, :, self._write_positions] = new.transpose(1, 2)
+            size = old.shape[3]
+            places = self._places_of(old.shape[1])
+            old.view(-1, size).index_copy_(0, places, new.reshape(-1, size).to(old.dtype))
         if self._rows is None:
             return stored[0][:, :, : self._width], stored[1][:, :, : self._width]
         return stored[0][self._rows, :, : self._width], stored[1][self._rows, :, : self._width]
@@ -120,6 +92,14 @@ class SlotCache(Cache):
             for old in stored:
                 old[rows] = 0
 
+    def _places_of(self, heads: int) -> Tensor:
+        """Where the pass writes, as rows of (B * heads * (capacity + 1), head size): (n * heads * T,)."""
+        if heads not in self._places:
+            head = torch.arange(heads, device=self._write_rows.device)[:, None]
+            places = (self._write_rows * heads + head) * (self.capacity + 1) + self._write_positions
+            self._places[heads] = places.flatten()
+        return self._places[heads]
+
     def _layer(self, layer_idx: int, keys: Tensor, values: Tensor) -> list[Tensor]:
         if layer_idx not in self._stored:
             self._stored[layer_idx] = [
@@ -131,16 +111,3 @@ class SlotCache(Cache):
 
 def _round_up(length: int) -> int:
     return -(-length // WIDTH_BUCKET) * WIDTH_BUCKET
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a moment: without dropout and gradient checkpointing (it would drop the cache)."""
-    training = [m for m in module.modules() if m.training] if module.training else []
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
