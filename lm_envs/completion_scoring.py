@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from lm_envs.scoring import head, hidden_states, passes, token_log_probs
+
+REMEMBERED_ROWS = 4096
+_recent: WeakKeyDictionary[nn.Module, dict[bytes, np.ndarray]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -74,6 +79,35 @@ def score_completions(
                 for i, part in zip(batch, np.split(values.cpu().numpy(), ends[:-1]), strict=True):
                     results[i] = part
     return log_probs, entropies
+
+
+def remember(
+    model: nn.Module,
+    contexts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    log_probs: Sequence[np.ndarray],
+) -> None:
+    """Keep what a frozen model scored at temperature 1, the last few thousand rows, for `recall`.
+
+    A reward and a KL penalty often ask the same model about the same texts.
+    """
+    rows = _recent.setdefault(model, {})
+    for context, completion, scores in zip(contexts, completions, log_probs, strict=True):
+        key = np.array([*context, *completion], np.int64).tobytes()
+        rows.pop(key, None)
+        rows[key] = scores
+    while len(rows) > REMEMBERED_ROWS:
+        del rows[next(iter(rows))]
+
+
+def recall(model: nn.Module, row: np.ndarray) -> np.ndarray | None:
+    """The log-probs of the last tokens, (k,), of a context with its completion, (T,) int64, if remembered."""
+    return _recent.get(model, {}).get(row.tobytes())
+
+
+def forget(model: nn.Module) -> None:
+    """Forget what `remember` keeps of a model."""
+    _recent.pop(model, None)
 
 
 def _checked_rows(

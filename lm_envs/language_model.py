@@ -240,13 +240,21 @@ class LanguageModel:
         return [log_probs + entropies for log_probs, entropies in scores]
 
     def _score(
-        self, *rows: Sequence[Sequence[int]], **options: Any
+        self, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], **options: Any
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        from lm_envs.completion_scoring import score_completions
+        from lm_envs.completion_scoring import remember, score_completions
 
-        return score_completions(
-            self.model, *rows, vocab_size=self.vocab_size, context_length=self.context_length, **options
+        scores = score_completions(
+            self.model,
+            contexts,
+            completions,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            **options,
         )
+        if options.get("temperature", 1.0) == 1.0:
+            remember(self.model, contexts, completions, scores[0])
+        return scores
 
     def perplexity(
         self, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]

@@ -16,8 +16,10 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from tasks import Board, Dialogue
 from test_buffer import observation, token_space
 
+from lm_envs.completion_scoring import forget
 from lm_envs.language_model import LanguageModel
 from lm_envs.sb3 import EpisodeRolloutBuffer, KLCallback, TransformerPolicy
+from lm_envs.sb3.segments import score
 
 pytestmark = pytest.mark.filterwarnings("ignore:a minibatch holds")
 
@@ -60,6 +62,41 @@ def test_kl_penalty_lowers_the_rewards_that_gae_sees(tiny_gpt2: str) -> None:
     algorithm.learn(3 * 8 * env.num_envs, callback=[KLCallback(0.3), Recorder(check)])
     assert kls[0] < 1e-9  # the policy starts as the reference
     assert kls[-1] > 1e-2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_reference_does_not_score_again_what_the_reward_asked_it(
+    tiny_llama: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the reference's own forward passes over every segment."""
+    env = make_env(tiny_llama, reward=None, dtype="float64")
+    reference = env.get_attr("language_model", 0)[0]
+    policy = {"dtype": "float64", "temperature": temperature}
+    algorithm = make_algorithm(env, tiny_llama, policy=policy, learning_rate=3e-2)
+    scored: list[int] = []
+
+    def counted(model: Any, segments: Any, actions: torch.Tensor, **kwargs: Any) -> Any:
+        scored.append(len(actions))
+        return score(model, segments, actions, **kwargs)
+
+    monkeypatch.setattr("lm_envs.sb3.buffer.score", counted)
+    shares = []
+
+    def check(algorithm: Any) -> None:
+        buffer = algorithm.rollout_buffer
+        kl = buffer.kl.copy()
+        shares.append(sum(scored) / kl.size)
+        forget(reference.model)
+        expected = buffer.log_probs - buffer._score(reference.model, algorithm.policy)
+        np.testing.assert_allclose(kl, expected, atol=1e-9)
+        scored.clear()
+
+    algorithm.learn(3 * 8 * env.num_envs, callback=[KLCallback(0.3), AtRolloutEnd(check)])
+    assert len(shares) == 3
+    if temperature == 1:
+        assert 0 < np.mean(shares) < 0.8  # the episodes that go on
+    else:
+        assert shares == [1, 1, 1]
 
 
 class Loss:

@@ -11,8 +11,9 @@ import torch
 from models import ARCHITECTURES, build_model
 from torch import Tensor, nn
 
-from lm_envs import scoring
-from lm_envs.completion_scoring import score_completions
+from lm_envs import completion_scoring, scoring
+from lm_envs.completion_scoring import forget, recall, score_completions
+from lm_envs.language_model import LanguageModel
 from lm_envs.scoring import head, hidden_states, token_log_probs, trunk
 
 N, H, V, EXTRA = 11, 6, 9, 2
@@ -183,3 +184,19 @@ def test_passes(lengths: list[int], runs: list[tuple[int, int]], monkeypatch: py
     monkeypatch.setitem(scoring.TOKENS_PER_PASS, "cpu", 10)
     cut = scoring.passes(np.array(lengths, np.int64), torch.device("cpu"))
     assert [(run.start, run.stop) for run in cut] == runs
+
+
+def test_recall_of_what_a_frozen_model_scored(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion_scoring, "REMEMBERED_ROWS", 2)
+    model = LanguageModel.load(tiny_llama)
+    scores = model.log_probs([[1, 2], [3], [4]], [[5, 6], [7], [8, 9]])
+    module = model.model
+    assert recall(module, np.array([1, 2, 5, 6])) is None  # the oldest of three
+    assert recall(module, np.array([3, 7])) is scores[1]
+    assert recall(module, np.array([4, 8, 9])) is scores[2]
+    assert recall(module, np.array([4, 8])) is None
+    model.log_probs([[10]], [[11]], temperature=0.5)
+    assert recall(module, np.array([10, 11])) is None
+    forget(module)
+    assert recall(module, np.array([3, 7])) is None
+    assert recall(build_model("llama", 5), np.array([3, 7])) is None

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor, nn
 
+from lm_envs.completion_scoring import forget, recall
 from lm_envs.sb3.segments import Block, Segments, score
 from lm_envs.scoring import passes
 
@@ -99,6 +100,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self._last_ids = np.zeros((self.n_envs, 0), np.int64)
         self._action_masks: list[np.ndarray] = []
         self._rescored = False
+        if self._reference is not None:
+            forget(self._reference)  # a resumed run must not depend on what was scored before it
         super(RolloutBuffer, self).reset()
 
     def add(  # type: ignore[override]  # noqa: PLR0917
@@ -156,10 +159,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self._lay_out_segments()
         if self._policy is not None and self._policy.mixed_precision:
             # Decoding and training round differently: without this the first epoch's ratios would not be 1.
-            self.log_probs = self._score(self._policy.model)
+            self.log_probs = self._score(self._policy.model, self._policy)
             self._rescored = True
-        if self._reference is not None:
-            self.kl = self.log_probs - self._score(self._reference)
+        if self._policy is not None and self._reference is not None:
+            self.kl = self.log_probs - self._score(self._reference, self._policy)
             self.rewards -= (self.kl_coef or 0.0) * self.kl
         super().compute_returns_and_advantage(last_values, dones)
         if self.whiten_advantages:
@@ -253,24 +256,38 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         return torch.as_tensor(self.actions.T.reshape(-1)[actions], device=device)
 
     @torch.no_grad()
-    def _score(self, model: nn.Module) -> np.ndarray:
+    def _score(self, model: nn.Module, policy: TransformerPolicy) -> np.ndarray:
         """(n_steps, n_envs) log-probs of the rollout's actions under a model, as an update computes them."""
-        policy = self._policy
-        if policy is None:
-            raise RuntimeError("bind() a policy before scoring")
-        device = next(model.parameters()).device
-        actions, segments = self._segments(np.arange(len(self._token_counts)), device)
-        scored = score(
-            model,
-            segments,
-            self._chosen_tokens(actions, device),
-            vocab_size=policy.vocab_size,
-            temperature=policy.temperature,
-            mixed_precision=policy.mixed_precision,
-        )
-        scores = np.zeros(self.buffer_size * self.n_envs)
-        scores[actions] = scored.log_probs.cpu().numpy()
+        scores = np.full(self.buffer_size * self.n_envs, np.nan)
+        if policy.temperature == 1 and not policy.mixed_precision and not self._action_masks:
+            self._recall(model, scores)
+        missing = np.flatnonzero(np.isnan(scores[self._first_action]))
+        if len(missing):
+            device = next(model.parameters()).device
+            actions, segments = self._segments(missing, device)
+            scored = score(
+                model,
+                segments,
+                self._chosen_tokens(actions, device),
+                vocab_size=policy.vocab_size,
+                temperature=policy.temperature,
+                mixed_precision=policy.mixed_precision,
+            )
+            scores[actions] = scored.log_probs.cpu().numpy()
         return scores.reshape(self.n_envs, self.buffer_size).T.copy()
+
+    def _recall(self, model: nn.Module, scores: np.ndarray) -> None:
+        """Fill in the scores of those segments that a reward had the same model score when they ended."""
+        chosen, lengths = self.actions.T.reshape(-1), self._lengths.T.reshape(-1)
+        for segment, first in enumerate(self._first_action):
+            end = first + self._action_counts[segment]
+            if lengths[end - 1] - lengths[first] != end - 1 - first:
+                continue  # there are tokens of others between its actions
+            begin = self._first_token[segment]
+            row = np.append(self._stream[begin : begin + self._token_counts[segment]], chosen[end - 1])
+            log_probs = recall(model, row)
+            if log_probs is not None and len(log_probs) >= end - first:
+                scores[first:end] = log_probs[first - end :]
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
