@@ -322,6 +322,7 @@ def test_curves_of_a_tiny_model(tiny: str, tmp_path: Path) -> None:
 
 def test_a_tiny_run(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.setattr(report, "code_checksum", lambda: "unchanged")
     monkeypatch.setattr(limit, "matrix_rate", lambda *_: 10.0)
     monkeypatch.setattr(limit, "copy_rate", lambda *_: 10.0)
     out = tmp_path / "speed.json"
@@ -344,7 +345,7 @@ def test_a_tiny_run(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert not list(tmp_path.glob("*.tmp"))
 
-    def forbidden(*_: Any) -> Any:
+    def forbidden(*_: Any, **__: Any) -> Any:
         raise RuntimeError("measured again")
 
     monkeypatch.setattr(limit, "reached", forbidden)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,8 +17,21 @@ DYNAMIC, STATIC = "model.generate, DynamicCache", "model.generate, StaticCache"
 CONTINUOUS = "transformers continuous batching"
 RECOMPUTED = "recomputing the context"
 GRPO = "TRL GRPOTrainer"
-# TRL's settings that are tried: completions of one forward and backward, and the cache it generates with.
-GRPO_SWEEP = tuple((parts, cache) for parts in (1, 4) for cache in (None, "static"))
+
+
+class GRPOSetting(NamedTuple):
+    """How TRL does a step: in how many forward and backward passes, and with which cache it generates."""
+
+    parts: int
+    cache: str | None  # "static"; None: the default
+
+    def name(self, slots: int) -> str:
+        """For a table."""
+        return f"{self.parts} x {slots // self.parts} completions, {self.cache or 'dynamic'} cache"
+
+
+# What is tried; the fastest counts.
+GRPO_SWEEP = tuple(GRPOSetting(parts, cache) for parts in (1, 4) for cache in (None, "static"))
 
 
 def generate(work: Workload, cache: str | None) -> Contender:
@@ -148,14 +162,13 @@ def recomputing(work: Workload) -> Contender:
     return run
 
 
-def grpo(work: Workload, reward: Callable[..., list[float]], parts: int, cache: str | None) -> Contender:
+def grpo(work: Workload, reward: Callable[..., list[float]], setting: GRPOSetting) -> Contender:
     """Completion tokens per second of TRL's `GRPOTrainer`: generation, reference and one update.
 
     Args:
         work: its prompts and its number of new tokens (equal lengths).
         reward: `reward(prompts, completions)`, the environment's.
-        parts: into how many forward and backward passes a step is split.
-        cache: "static", or None for the default.
+        setting: of TRL.
 
     Raises:
         Unavailable: TRL is not installed.
@@ -186,12 +199,12 @@ def grpo(work: Workload, reward: Callable[..., list[float]], parts: int, cache: 
         ends = Ends()
         config = GRPOConfig(
             output_dir=folder.name,
-            per_device_train_batch_size=work.slots // parts,
-            gradient_accumulation_steps=parts,
-            num_generations=min(8, work.slots),
+            per_device_train_batch_size=work.slots // setting.parts,
+            gradient_accumulation_steps=setting.parts,
+            num_generations=math.gcd(8, work.slots),
             max_completion_length=work.new_tokens,
             generation_kwargs={"min_new_tokens": work.new_tokens},
-            cache_implementation=cache,
+            cache_implementation=setting.cache,
             beta=0.02,
             num_iterations=1,
             max_steps=2,  # the first one warms up

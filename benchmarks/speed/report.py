@@ -293,7 +293,7 @@ def draw(cases: Cases, target: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [case for case in cases.values() if case.part != "toy"]
+    shown = [case for case in cases.values() if case.part != "toy" and len(case.values) > 1]
     shown.sort(key=lambda case: (case.part == "growth", case.part))
     columns = 3
     rows = max(1, -(-len(shown) // columns))
@@ -321,7 +321,9 @@ def _draw_bars(axis: Any, case: Case) -> None:
         [middle - min(values) for middle, values in zip(medians, series, strict=True)],
         [max(values) - middle for middle, values in zip(medians, series, strict=True)],
     ]
-    axis.barh(names, medians, xerr=errors, color="tab:blue", error_kw={"elinewidth": 0.8})
+    drawn = axis.barh(names, medians, xerr=errors, color="tab:blue", error_kw={"elinewidth": 0.8})
+    axis.bar_label(drawn, [number(value) for value in medians], padding=3, fontsize=7)
+    axis.margins(x=0.15)
     axis.set_xlabel(f"x {case.peer}" if case.peer else case.unit, fontsize=7)
     if case.peer:
         axis.axvline(1, color="black", linewidth=0.8)
@@ -335,6 +337,11 @@ def _draw_curve(axis: Any, case: Case) -> None:
     axis.loglog(x, y, "o-", color="tab:blue", label="measured")
     fitted = np.exp(np.log(y).mean()) * (x / np.exp(np.log(x).mean())) ** slope
     axis.loglog(x, fitted, "--", color="tab:orange", label=f"slope {slope:.2f}")
+    axis.set_xticks(x, list(case.values))
+    axis.set_xticks([], minor=True)
+    for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        formatter("{x:,.4g}")
+    axis.tick_params(which="minor", labelsize=7)
     axis.set_ylabel(case.unit, fontsize=7)
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3, which="both")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from tqdm import tqdm
 
 from benchmarks.speed import peers
 from benchmarks.speed.measuring import Case, Contender, Unavailable, interleave, seconds
 from benchmarks.speed.workloads import Workload, collect
 
 EPISODES = "PPO.train, EpisodeRolloutBuffer"
-TRANSITIONS = "PPO.train, stock RolloutBuffer, one observation a transition"
+TRANSITIONS = "PPO.train, stock RolloutBuffer"
+Reward = Callable[..., list[float]]
 OURS = "PPO rollout + reference + one epoch"
 
 
@@ -50,16 +54,23 @@ def iterations(work: Workload, repetitions: int) -> Case:
 
     contenders: dict[str, Contender] = {OURS: ours}
     missing: dict[str, str] = {}
-    for parts, cache in peers.GRPO_SWEEP:
-        if work.slots // parts >= min(8, work.slots):
-            name = f"{peers.GRPO}, {parts} x {work.slots // parts}, {cache or 'dynamic'} cache"
-            try:
-                contenders[name] = peers.grpo(work, reward, parts, cache)
-            except Unavailable as reason:
-                missing[peers.GRPO] = str(reason)
+    sweep: dict[peers.GRPOSetting, float] = {}
+    try:
+        sweep = grpo_sweep(work, reward)
+        contenders[peers.GRPO] = peers.grpo(work, reward, max(sweep, key=sweep.__getitem__))
+    except Unavailable as reason:
+        missing[peers.GRPO] = str(reason)
     values, failed = interleave(contenders, repetitions, label=f"GRPO, {work.label}")
-    case = Case(
-        "update", f"{work.label}, iteration", work.settings, "tokens/s", values, missing=missing | failed
+    peer = peers.GRPO if peers.GRPO in values else ""
+    return Case(
+        *("update", f"{work.label}, iteration", work.settings, "tokens/s", values, peer),
+        missing | failed,
+        {f"{peers.GRPO}, {setting.name(work.slots)}": rate for setting, rate in sweep.items()},
     )
-    case.peer = case.fastest([name for name in contenders if name != OURS])
-    return case
+
+
+def grpo_sweep(work: Workload, reward: Reward) -> dict[peers.GRPOSetting, float]:
+    """Tokens per second of one step with each of TRL's settings."""
+    settings = [setting for setting in peers.GRPO_SWEEP if work.slots % setting.parts == 0]
+    progress = tqdm(settings, desc="sweep of TRL's settings", leave=False)
+    return {setting: peers.grpo(work, reward, setting)() for setting in progress}
