@@ -183,7 +183,8 @@ class Decoder:
             raise ValueError(f"slot {slots[self.lengths[slots].argmin()]} is empty")
         hidden = self._select(slots)
         if type(self._head) is nn.Linear and untouched([self._head]):
-            return linear(hidden, self._head.weight[: self.vocab_size], self._head.bias).contiguous()
+            bias = None if self._head.bias is None else self._head.bias[: self.vocab_size]
+            return linear(hidden, self._head.weight[: self.vocab_size], bias).contiguous()
         return self._head(hidden)[:, : self.vocab_size]
 
     @torch.no_grad()

@@ -94,6 +94,23 @@ def test_a_token_outside_the_support_is_never_returned(monkeypatch: pytest.Monke
     assert tokens.tolist() == [7]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_improbable_tokens_add_up(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 50,000 tokens of 4e-8 each: in float32, 1 + 4e-8 is 1.
+    logits = torch.full((200, 50_001), -17.0, dtype=dtype)
+    logits[:, 0] = 0.0
+    weights = np.exp(logits[0].double().numpy())
+    total = weights.sum()
+    # Uniform numbers that fall into the middle of a token each.
+    expected = np.linspace(1, 50_000, 200).astype(int)
+    uniform = torch.from_numpy((weights.cumsum()[expected] - weights[expected] / 2) / total)[:, None]
+    monkeypatch.setattr(sampling.torch, "rand", lambda size, **kwargs: uniform)
+    tokens, log_probs = sample(logits)
+    np.testing.assert_allclose(tokens.numpy(), expected, atol=3)
+    accuracy = 2e-6 if dtype == torch.float32 else 1e-10
+    np.testing.assert_allclose(log_probs.numpy(), -17 - np.log(total), rtol=0, atol=accuracy)
+
+
 def test_generator_decides() -> None:
     logits = LOGITS.expand(50, 8)
     first, second, third = (
