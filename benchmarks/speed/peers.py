@@ -56,10 +56,8 @@ def generate(work: Workload, cache: str | None) -> Contender:
 
     def run() -> float:
         lengths = work.lengths(seed=next(calls))
-        longest = int(lengths.max())
-        options: dict[str, Any] = {"min_new_tokens": longest, "max_new_tokens": longest}
-        if cache is not None:
-            options["cache_implementation"] = cache
+        # An EOS that no token is: rows go on to the end, without a processor that would see to it.
+        options = {"max_new_tokens": int(lengths.max()), "eos_token_id": model.config.vocab_size}
 
         def write() -> None:
             with torch.no_grad():
@@ -69,6 +67,7 @@ def generate(work: Workload, cache: str | None) -> Contender:
                     do_sample=True,
                     top_k=0,
                     pad_token_id=language_model.pad_token_id,
+                    cache_implementation=cache,
                     **options,
                 )
 
@@ -203,7 +202,7 @@ def grpo(work: Workload, reward: Callable[..., list[float]], setting: GRPOSettin
             gradient_accumulation_steps=setting.parts,
             num_generations=math.gcd(8, work.slots),
             max_completion_length=work.new_tokens,
-            generation_kwargs={"min_new_tokens": work.new_tokens},
+            generation_kwargs={"eos_token_id": language_model.model.config.vocab_size},
             cache_implementation=setting.cache,
             beta=0.02,
             num_iterations=1,
