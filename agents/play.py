@@ -147,6 +147,43 @@ def play_script(
     return first_episodes(env, act, progress)
 
 
+@torch.no_grad()
+def choice_log_probs(
+    decoder: Decoder, input_ids: np.ndarray, lengths: np.ndarray, choices: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """How likely a language model is to write each of some choices behind each context.
+
+    What choices begin with in common is decoded once.
+
+    Args:
+        decoder: of the model, B slots; holds the contexts and some choice afterwards.
+        input_ids: (B, L) token ids, right padded with anything.
+        lengths: (B,) tokens of each context.
+        choices: N lists of token ids, none the beginning of another one, as turns that end in EOS are.
+
+    Returns:
+        (B, N) log-probs in nats: of a choice the sum over its tokens.
+    """
+    rows = np.arange(len(lengths))
+    longest = max(map(len, choices))
+    contexts = np.concatenate([input_ids, np.zeros((len(rows), longest), np.int64)], axis=1, dtype=np.int64)
+    scores = torch.zeros(len(rows), len(choices))
+
+    def walk(depth: int, going: Sequence[int]) -> None:
+        """Adds the log-probs of the tokens at this depth, and what comes behind them, to scores[:, going]."""
+        decoder.advance(contexts, lengths + depth)
+        log_probs = decoder.logits().log_softmax(-1).cpu()
+        for token in dict.fromkeys(choices[i][depth] for i in going):
+            same = [i for i in going if choices[i][depth] == token]
+            scores[:, same] += log_probs[:, [token]]
+            if longer := [i for i in same if len(choices[i]) > depth + 1]:
+                contexts[rows, lengths + depth] = token
+                walk(depth + 1, longer)
+
+    walk(0, range(len(choices)))
+    return scores
+
+
 def token_mode(env_id: str) -> dict[str, Any]:
     """Arguments that make an id's actions and observations tokens, if they are something else by default."""
     spec = gymnasium.spec(env_id)

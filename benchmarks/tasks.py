@@ -19,6 +19,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -27,7 +28,7 @@ from tqdm import TqdmExperimentalWarning, tqdm
 
 from agents import report
 from agents.metrics import Interval, nested_interval
-from agents.play import Sampling, play, play_script
+from agents.play import Sampling, choice_log_probs, play, play_script
 from lm_envs.decoding import Decoder
 from lm_envs.language_model import LanguageModel
 from lm_envs.registration import ENVIRONMENTS
@@ -295,8 +296,24 @@ def play_model(
     *,
     model: str | None = None,
 ) -> tuple[list[float], list[int]]:
-    """The environment's model (None: the bundled one), or the one behind `decoder`, token by token."""
+    """The environment's model (None: the bundled one), or the one behind `decoder`.
+
+    It plays token by token; where an action is a choice, by the log-probs of all that are allowed.
+    """
     player = decoder or LanguageModel.load(model).decoder(episodes)
+    mode = action_mode(env_id)
+    if mode != "token":
+        env = make(env_id, episodes, seed, observation="tokens", model=model)
+        choices = env.env.unwrapped._core.turns  # type: ignore[attr-defined]
+        generator = torch.Generator().manual_seed(seed)
+
+        def act(observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)
+            scores = choice_log_probs(player, observation["input_ids"], lengths, choices)
+            allowed = torch.from_numpy(np.stack(env.env_method("action_masks"))) if is_masked(env) else None
+            return sampling.draw(scores, generator, allowed)[0].numpy()
+
+        return returns_of(env, act)
     played = play(
         player,
         player,  # nobody asks for the KL, and a decoder that is there already costs nothing

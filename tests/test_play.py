@@ -7,14 +7,16 @@ import re
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from models import save_tiny
 from tasks import Board, BoardState, Dialogue
 
 from agents import report
 from agents.evaluate import Evaluate
 from agents.metrics import N_GRAM_METRICS
-from agents.play import Episode, Sampling, play, play_script
+from agents.play import Episode, Sampling, choice_log_probs, play, play_script
 from lm_envs.language_model import LanguageModel
 
 
@@ -111,3 +113,19 @@ def test_n_gram_metrics_are_for_prose_only(tiny_gpt2: str, tmp_path: Any) -> Non
             model=tiny_gpt2, reference=tiny_gpt2, env_kwargs=json.dumps(kwargs), episodes=4, out=target
         )()
         assert set(N_GRAM_METRICS).issubset(json.loads(target.read_text())["model"]) == shown
+
+
+def test_choices_have_the_log_probs_of_their_tokens(tiny_gpt2: str) -> None:
+    """Beside a full forward pass of each context with each choice; contexts of unequal lengths."""
+    language_model = LanguageModel.load(tiny_gpt2)
+    rng = np.random.default_rng(0)
+    lengths = np.array([3, 7, 5])
+    contexts = rng.integers(1, language_model.vocab_size, size=(3, 9))
+    choices = [[5, 6, 7], [5, 6, 8], [5, 9], [4], [6, 5, 5, 5]]
+    found = choice_log_probs(language_model.decoder(3), contexts, lengths, choices)
+    for row, length in enumerate(lengths):
+        for number, choice in enumerate(choices):
+            ids = torch.tensor([[*contexts[row, :length], *choice]])
+            log_probs = language_model.model(ids).logits[0, length - 1 : -1].log_softmax(-1)
+            expected = log_probs[range(len(choice)), choice].sum().item()
+            assert found[row, number].item() == pytest.approx(expected, abs=1e-4)
