@@ -337,7 +337,7 @@ def test_a_tiny_run(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert names == {
         *(peers.DYNAMIC, peers.STATIC, peers.CONTINUOUS, peers.RECOMPUTED, peers.GRPO),
         *(rollout.ROLLOUT, rollout.UNREFERENCED, rollout.ENVIRONMENT, rollout.UNREWARDED, rollout.DECODER),
-        *(rollout.SHARE, update.OURS, limit.STEP, limit.STEP_AND_LOGITS),
+        *(rollout.UNJUDGED, rollout.SHARE, update.OURS, limit.STEP, limit.STEP_AND_LOGITS),
     }
     writing = Case(**kept["cases"][0]["case"])
     assert writing.peer in (peers.DYNAMIC, peers.STATIC)

@@ -17,6 +17,7 @@ from lm_envs.sampling import sample
 
 ROLLOUT = "PPO.collect_rollouts"
 UNREFERENCED = "PPO.collect_rollouts, no reference model"
+UNJUDGED = "PPO.collect_rollouts, no reference model, constant reward"
 ENVIRONMENT = "environment alone, random tokens"
 UNREWARDED = "environment alone, random tokens, constant reward"
 DECODER = "Decoder alone, sampling"
@@ -30,6 +31,7 @@ def writing(work: Workload, repetitions: int) -> Case:
         peers.STATIC: peers.generate(work, "static"),
         ROLLOUT: rollout(work, reference=True),
         UNREFERENCED: rollout(work, reference=False),
+        UNJUDGED: rollout(work, reference=False, reward=constant),
         ENVIRONMENT: environment(work),
         UNREWARDED: environment(work, reward=constant),
         peers.CONTINUOUS: peers.continuous_batching(work),
@@ -48,9 +50,9 @@ def constant(prompts: list[str], completions: list[str], **_: Any) -> list[float
     return [0.0] * len(completions)
 
 
-def rollout(work: Workload, *, reference: bool) -> Contender:
+def rollout(work: Workload, *, reference: bool, **env_kwargs: Any) -> Contender:
     """Stock `collect_rollouts`: environment, policy, values, rewards, advantages, and perhaps the KL."""
-    learner, callback = work.learner(reference=reference)
+    learner, callback = work.learner(reference=reference, env_kwargs=env_kwargs)
 
     def run() -> float:
         elapsed = seconds(work.device, lambda: collect(learner, callback))
