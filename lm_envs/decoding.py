@@ -269,8 +269,7 @@ class Decoder:
         mask.masked_fill_(~visible, torch.finfo(self._dtype).min)
         # What padding is given for a position does not matter, but a model has no more.
         positions.clamp_(max=self.context_length - 1)
-        hidden = self._run(input_ids, positions, mask[:, None])
-        new = hidden[torch.arange(len(plan), device=packed.device), (counts_[:, 0] - 1).clamp_(min=0)]
+        new = self._run(input_ids, positions, mask[:, None], (counts_[:, 0] - 1).clamp_(min=0))
         # Not in place: a caller may hold `hidden`.
         if every:
             self.hidden = torch.where(counts_ > 0, new, self.hidden.to(new.dtype))
@@ -281,22 +280,23 @@ class Decoder:
         self.lengths[slots] = starts + counts
         self.tokens_forwarded += int(counts.sum())
 
-    def _run(self, input_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Last hidden states (n, T, H), of the fused forward pass where there is one."""
+    def _run(self, input_ids: Tensor, positions: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+        """Hidden states (n, H) at each row's token `last`, from the fused forward pass where there is one."""
         device = input_ids.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
         if self._fused_dtype != dtype:
             self._fused, self._fused_dtype = fuse(self._trunk, self.context_length, dtype), dtype
         if self._fused is not None and untouched(self._modules):
-            return self._fused.forward(input_ids, positions, mask, self._cache)
+            return self._fused.forward(input_ids, positions, mask, last, self._cache)
         with _evaluating(self._trunk):
-            return self._trunk(
+            hidden = self._trunk(
                 input_ids=input_ids,
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=self._cache,
                 use_cache=True,
             ).last_hidden_state
+        return hidden[torch.arange(len(last), device=last.device), last]
 
     def _forget_broken(self, slots: np.ndarray) -> bool:
         """Empty those slots whose hidden state is not finite; True if there were any.
@@ -313,6 +313,8 @@ class Decoder:
         return torch.from_numpy(slots).to(self.hidden.device)
 
     def _select(self, slots: np.ndarray) -> Tensor:
+        if np.array_equal(slots, np.arange(self.num_slots)):
+            return self.hidden  # never written in place
         return self.hidden[self._rows(slots)]
 
     def _check_slots(self, slots: ArrayLike | None) -> np.ndarray:

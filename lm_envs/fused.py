@@ -32,7 +32,7 @@ _QWEN2 = {qwen2.Qwen2Model, qwen2.Qwen2DecoderLayer, qwen2.Qwen2Attention, qwen2
 _QWEN2 |= {qwen2.Qwen2RotaryEmbedding, nn.ModuleList, nn.Embedding, nn.Linear, SiLUActivation, nn.SiLU}
 
 # A matrix of up to this many weights stays in a CPU core's own cache while it is used.
-SMALL_MATRIX = 2**18
+SMALL_MATRIX = 2**19
 # Larger ones are read faster in blocks of so many rows, for inputs of so few.
 BLOCK, BLOCKED_INPUTS = 32, range(8, 65)
 
@@ -107,44 +107,56 @@ class FusedTrunk:
             self._layers = [_llama_layer(layer, dtype) for layer in trunk.layers]
             self._norm = _rms_norm(trunk.norm)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
-        """Last hidden states (n, T, H).
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, mask: Tensor, last: Tensor, cache: SlotCache
+    ) -> Tensor:
+        """Last hidden states (n, H) of one token a row.
 
         Args:
             input_ids: (n, T) int64.
             positions: (n, T) int64.
             mask: (n, 1, T, width), what is added to the scores of the `width` cached positions.
+            last: (n,) int64, which of the T tokens.
             cache: set to the same rows and positions.
         """
         n, length = input_ids.shape
-        groups = self._heads // self._key_heads
-        # The query heads that share a key head are so many queries to it.
-        mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).reshape(n, 1, groups * length, -1)
+        query_heads, key_heads = self._heads, self._key_heads
         hidden = F.embedding(input_ids, self._embedding)
         if self._positions is not None:
             hidden += F.embedding(positions, self._positions)
         else:
             cos, sin = self._cos[positions], self._sin[positions]
         hidden = hidden.view(n * length, -1)
+        grouped_mask = self._for_groups(mask)
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(layer.attention_norm(hidden)).contiguous()
-            qkv = qkv.view(n, length, self._heads + 2 * self._key_heads, -1)
-            qk, value = qkv.split([self._heads + self._key_heads, self._key_heads], dim=2)
+            qkv = qkv.view(n, length, query_heads + 2 * key_heads, -1)
+            qk, value = qkv.split([query_heads + key_heads, key_heads], dim=2)
             if self._positions is None:
                 halves = qk.unflatten(-1, (2, -1))
                 qk = torch.addcmul(halves * cos, halves.flip(-2), sin).flatten(-2).to(qk.dtype)
-            query, key = qk.split([self._heads, self._key_heads], dim=2)
-            query = query.unflatten(2, (self._key_heads, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+            query, key = qk.split([query_heads, key_heads], dim=2)
+            keys, values = cache.update(key.transpose(1, 2), value.transpose(1, 2), index)
+            if layer is self._layers[-1] and length > 1:
+                # Nothing reads the other tokens any more.
+                rows = torch.arange(n, device=last.device)
+                grouped_mask = self._for_groups(mask[rows, :, last][:, :, None])
+                query, hidden = query[rows, last][:, None], hidden.view(n, length, -1)[rows, last]
+                length = 1
+            # The query heads that share a key head are so many queries to it.
+            query = query.unflatten(2, (key_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
             attended = F.scaled_dot_product_attention(
-                query,
-                *cache.update(key.transpose(1, 2), value.transpose(1, 2), index),
-                attn_mask=mask,
-                scale=layer.scaling,
+                query, keys, values, attn_mask=grouped_mask, scale=layer.scaling
             )
-            attended = attended.unflatten(2, (groups, length)).permute(0, 3, 1, 2, 4)
+            attended = attended.unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4)
             hidden += layer.output(attended.reshape(n * length, -1))
             hidden += layer.mlp(layer.mlp_norm(hidden))
-        return self._norm(hidden).view(n, length, -1)
+        return self._norm(hidden)
+
+    def _for_groups(self, mask: Tensor) -> Tensor:
+        """A mask (n, 1, T, width) for each query head of a group: (n, 1, groups * T, width)."""
+        groups = self._heads // self._key_heads
+        return mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
 
 
 def _gpt2_layer(block: Any, dtype: torch.dtype) -> _Layer:

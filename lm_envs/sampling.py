@@ -50,13 +50,13 @@ def filter_logits(
     logits = logits if logits.dtype == torch.float64 else logits.float()
     largest = logits.amax(-1)  # NaN if any logit is
     broken = ~(largest < torch.inf)
-    if broken.any():
-        raise FloatingPointError(f"logits of rows {broken.nonzero()[:, 0].tolist()} hold NaN or +inf")
     if action_mask is not None:
         logits = logits.masked_fill(~action_mask.to(logits.device, torch.bool), -torch.inf)
         largest = logits.amax(-1)
     empty = largest == -torch.inf
-    if empty.any():
+    if (broken | empty).any():  # the only place that waits for a GPU
+        if broken.any():
+            raise FloatingPointError(f"logits of rows {broken.nonzero()[:, 0].tolist()} hold NaN or +inf")
         raise ValueError(f"action_mask leaves no token to choose in rows {empty.nonzero()[:, 0].tolist()}")
     if temperature != 1:
         logits = logits / temperature
