@@ -69,7 +69,7 @@ class TransformerPolicy(ActorCriticPolicy):
             value head learn so many times faster than the rest. SB3 keeps one learning rate for all
             parameters.
         optimizer_class: a `torch.optim` class, or its name.
-        optimizer_kwargs: its further arguments.
+        optimizer_kwargs: its further arguments; Adam and AdamW are fused unless they say otherwise.
 
     Raises:
         ValueError: the spaces are not those of a token environment with the model's vocabulary, or an
@@ -134,6 +134,9 @@ class TransformerPolicy(ActorCriticPolicy):
         self.value_net = nn.Linear(language_model.hidden_size, 1, dtype=DTYPES[dtype])
         nn.init.zeros_(self.value_net.weight)
         nn.init.zeros_(self.value_net.bias)
+        if issubclass(self.optimizer_class, torch.optim.Adam) and "foreach" not in self.optimizer_kwargs:
+            # A quarter of the time on a CPU, where the default passes over the weights a dozen times.
+            self.optimizer_kwargs = {"fused": True, **self.optimizer_kwargs}
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
         self.optimizer.register_step_post_hook(self._weights_changed)
