@@ -6,6 +6,7 @@ constant cost, 1 a linear one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,7 @@ def activation_megabytes(work: Workload) -> float:
 
 def peak_bytes(run: Callable[[], object]) -> int:
     """The most that `run` has allocated at a time on the CPU, above what there was before, in bytes."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write a line at each start and stop
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         run()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
