@@ -255,7 +255,7 @@ class TransformerPolicy(ActorCriticPolicy):
             hidden = decoder.advance(ids, _lengths(obs))
         hidden = hidden.to(head_dtype(self.model))
         tokens, log_probs = sample(
-            self._logits(hidden),
+            self._logits(hidden) if self.mixed_precision else decoder.logits(),
             temperature=self.temperature,
             action_mask=action_mask(obs),
             deterministic=deterministic,
