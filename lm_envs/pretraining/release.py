@@ -189,11 +189,8 @@ def _counts_table(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, counted: i
 
 def _kinds_table(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, counted: int) -> str:
     """A table of the kinds of text: share of the texts and of the tokens, in each phase of the curriculum."""
-    curriculum = {f"from {start:.0%} of the steps": mixture for start, mixture in recipe.mixtures}
-    if recipe.drill_steps:
-        curriculum["drill"] = recipe.drill_mixture
     phases: list[dict[str, str]] = []
-    for mixture in curriculum.values():
+    for _, mixture in recipe.mixtures:
         texts: Counter[str] = Counter()
         tokens: Counter[str] = Counter()
         for number in range(counted):
@@ -203,7 +200,8 @@ def _kinds_table(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, counted: in
         phases.append(
             {kind: f"{texts[kind] / counted:.1%} / {tokens[kind] / tokens.total():.1%}" for kind in texts}
         )
-    lines = ["| kind | " + " | ".join(curriculum) + " |", "|---" * (len(phases) + 1) + "|"]
+    starts = (f"from {start:.0%} of the steps" for start, _ in recipe.mixtures)
+    lines = ["| kind | " + " | ".join(starts) + " |", "|---" * (len(phases) + 1) + "|"]
     for kind in sorted(set().union(*phases)):
         lines.append(f"| {kind} | " + " | ".join(phase.get(kind, "-") for phase in phases) + " |")
     return "\n".join(lines)
