@@ -158,16 +158,6 @@ def test_a_mixture_holds_from_its_share_of_the_steps(step, expected):
     assert Recipe(**TINY | {"steps": 1000, "mixtures": mixtures}).mixture(step) == {expected: 1}
 
 
-def test_the_drill_follows_with_a_mixture_and_a_learning_rate_of_its_own():
-    drill = {"drill_steps": 10, "drill_lr": 0.2, "drill_mixture": {"edit": 1}}
-    recipe = Recipe(**TINY | {"steps": 100, "warmup_steps": 1} | drill)
-    assert recipe.all_steps == 110
-    assert recipe.mixture(99) == MIXTURES[1][1]
-    assert recipe.mixture(100) == recipe.mixture(109) == {"edit": 1}
-    rates = [recipe.learning_rate(step) for step in (0, 50, 99, 100, 105, 109)]
-    assert rates == pytest.approx([1.0, 0.5, 0.01, 0.2, 0.1, 0.02])
-
-
 @pytest.mark.parametrize("start", [1, POOL - 1, POOL, POOL + 5])
 def test_batches_can_be_entered_anywhere(tokenizer, start):
     recipe = Recipe(**TINY | {"rows": 4, "shards": 2})

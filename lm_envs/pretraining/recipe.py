@@ -25,8 +25,8 @@ class Recipe:
         rows: Texts a step.
         shards: Into how many parts a step's texts are split. The gradients of the parts are added up, in one
             process each if there are cores for it, else one after the other: the sum is the same.
-        mixtures: The curriculum of the first part: from which share of its steps (0 to 1, the first one 0)
-            which weights of the text kinds hold.
+        mixtures: The curriculum of the first part: from which share of its steps (0 to 1, the first one 0) which weights of the
+            text kinds hold.
         vocab_size: Of the tokenizer, the special token and the 256 bytes included.
         tokenizer_texts: How many texts the tokenizer learns from.
         context_length: The model's window, in tokens. What a text has beyond it is cut off.
@@ -94,7 +94,7 @@ class Recipe:
         return next(weights for start, weights in reversed(self.mixtures) if start * self.steps <= step)
 
     def learning_rate(self, step: int) -> float:
-        """Of the peaks, at a step: a linear warm-up and a straight line to 0, then a lower line to 0."""
+        """Of the peaks, at a step: a linear warm-up and a straight line to 0; a lower line to 0 in the drill."""
         if step >= self.steps:
             return self.drill_lr * (1.0 - (step - self.steps) / self.drill_steps)
         return min(1.0, (step + 1) / self.warmup_steps) * (1.0 - step / self.steps)
