@@ -169,7 +169,7 @@ class Model:
         """The stories among the training rows."""
         things = {story(seed).thing for seed in range(20_000)}
         seen, recipe = Seen(genders(), things), Recipe()
-        rows = self.training_rows or recipe.all_steps * recipe.rows
+        rows = self.training_rows or recipe.steps * recipe.rows
         for row in tqdm(range(rows), desc="training rows", unit="row"):
             mixture = recipe.mixture(row // (POOL * recipe.rows) * POOL)
             if kind_of(row, mixture) == "story":

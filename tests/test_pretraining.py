@@ -45,7 +45,7 @@ MIXTURES = ((0.0, {"story": 1}), (0.5, {"story": 1, "sentiment": 2}))
 TINY = {
     **{"steps": 48, "rows": 2, "shards": 1, "vocab_size": 300, "tokenizer_texts": 50, "context_length": 256},
     **{"hidden_size": 16, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 32},
-    **{"warmup_steps": 5, "compiled": False, "mixtures": MIXTURES, "drill_steps": 0},
+    **{"warmup_steps": 5, "compiled": False, "mixtures": MIXTURES},
 }
 
 OUT_OF_RANGE = (("steps", 0), ("steps", -1), ("steps", 10**9), ("seed", -1), ("seed", 2**40))

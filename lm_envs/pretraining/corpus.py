@@ -53,8 +53,6 @@ LATE_MIXTURE: dict[str, int] = {
     "recommendation": 85,
     "reasoning_gym": 35,
 }
-# After it: what is learned last, to name the number of a word among others.
-DRILL_MIXTURE: dict[str, int] = {**MIXTURE, "edit": 800}
 # Levels, and how often they are drawn: mostly the environments' default.
 LEVELS: dict[str, int] = {"easy": 8, "medium": 1, "hard": 1}
 # The puzzles' place in their curriculum: "easy", and a third number.

@@ -24,7 +24,7 @@ SHORTEST = 5_000
 # A model of the size that a few megabytes of text can fill; about 5 minutes on 2 cores.
 SMALL = {
     **{"steps": 1000, "rows": 16, "shards": 1, "hidden_size": 128, "layers": 4, "heads": 4, "kv_heads": 2},
-    **{"intermediate_size": 384, "compiled": False, "drill_steps": 0},
+    **{"intermediate_size": 384, "compiled": False},
 }
 
 

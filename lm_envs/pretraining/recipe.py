@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from lm_envs.pretraining.corpus import DRILL_MIXTURE, LATE_MIXTURE, MIXTURE
+from lm_envs.pretraining.corpus import LATE_MIXTURE, MIXTURE
 
 # Far more than any run reads, so that the texts of two training seeds do not meet.
 TEXTS_PER_SEED = 10_000_000
@@ -17,15 +17,12 @@ class Recipe:
     """Everything that decides the weights.
 
     Attributes:
-        steps: Optimizer steps of the first part; the learning rate falls to 0 over them.
-        drill_steps: Those of a second part, over which it falls to 0 again, from `drill_lr` of the peak.
-        drill_lr: 0 to 1.
-        drill_mixture: Weights of the text kinds in the second part.
+        steps: Optimizer steps; the learning rate falls to 0 over them.
         seed: Of the initial weights and of the choice of texts.
         rows: Texts a step.
         shards: Into how many parts a step's texts are split. The gradients of the parts are added up, in one
             process each if there are cores for it, else one after the other: the sum is the same.
-        mixtures: The curriculum of the first part: from which share of its steps (0 to 1, the first one 0) which weights of the
+        mixtures: The curriculum: from which share of the steps (0 to 1, the first one 0) which weights of the
             text kinds hold.
         vocab_size: Of the tokenizer, the special token and the 256 bytes included.
         tokenizer_texts: How many texts the tokenizer learns from.
@@ -45,9 +42,6 @@ class Recipe:
     """
 
     steps: int = 8000
-    drill_steps: int = 640
-    drill_lr: float = 0.3
-    drill_mixture: Mapping[str, int] = dataclasses.field(default_factory=lambda: DRILL_MIXTURE)
     seed: int = 0
     rows: int = 64
     shards: int = 2
@@ -72,8 +66,8 @@ class Recipe:
                 f"rows must be a multiple of shards, both >= 1, got {self.rows} and {self.shards}"
             )
         most = TEXTS_PER_SEED // self.rows
-        if not 1 <= self.steps <= self.all_steps <= most:
-            raise ValueError(f"steps must be from 1 to {most - self.drill_steps}, got {self.steps}")
+        if not 1 <= self.steps <= most:
+            raise ValueError(f"steps must be from 1 to {most}, got {self.steps}")
         if not 0 <= self.seed < TRAINING_SEEDS:
             raise ValueError(f"seed must be from 0 to {TRAINING_SEEDS - 1}, got {self.seed}")
         starts = [start for start, _ in self.mixtures]
@@ -82,19 +76,6 @@ class Recipe:
                 f"mixtures must start at rising shares of the steps, the first at 0, got {starts}"
             )
 
-    @property
-    def all_steps(self) -> int:
-        """Steps of both parts."""
-        return self.steps + self.drill_steps
-
     def mixture(self, step: int) -> Mapping[str, int]:
         """The weights of the text kinds at a step."""
-        if step >= self.steps:
-            return self.drill_mixture
         return next(weights for start, weights in reversed(self.mixtures) if start * self.steps <= step)
-
-    def learning_rate(self, step: int) -> float:
-        """Of the peaks, at a step: a linear warm-up and a straight line to 0; a lower line to 0 in the drill."""
-        if step >= self.steps:
-            return self.drill_lr * (1.0 - (step - self.steps) / self.drill_steps)
-        return min(1.0, (step + 1) / self.warmup_steps) * (1.0 - step / self.steps)

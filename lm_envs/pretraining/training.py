@@ -174,13 +174,13 @@ class _Run:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         saved = last = time.monotonic()
         with tqdm(
-            total=recipe.all_steps,
+            total=recipe.steps,
             initial=done,
             disable=rank > 0 or not self.progress,
             unit="step",
             desc="training",
         ) as bar:
-            for step in range(done, recipe.all_steps):
+            for step in range(done, recipe.steps):
                 _set_learning_rates(recipe, optimizers, step)
                 total, count = 0.0, 0
                 for stream in streams:
@@ -204,13 +204,13 @@ class _Run:
                 tokens, seconds, last = tokens + count, seconds + now - last, now
                 bar.update()
                 bar.set_postfix(loss=f"{total / count:.3f}", tokens=f"{tokens / 1e6:.1f}M", refresh=False)
-                finished = step + 1 == recipe.all_steps
+                finished = step + 1 == recipe.steps
                 if rank == 0 and (finished or now - saved >= self.checkpoint_seconds):
                     state = (step + 1, tokens, seconds, processes)
                     _save(self.checkpoint, recipe, model, optimizers, state)
                     saved = now
         model.set_attn_implementation("sdpa")
-        return Trained(model.cpu().eval(), recipe, recipe.all_steps, tokens, seconds, processes)
+        return Trained(model.cpu().eval(), recipe, recipe.steps, tokens, seconds, processes)
 
 
 def _help(run: _Run, rank: int, processes: int, port: int) -> None:
@@ -324,7 +324,8 @@ def _optimizers(recipe: Recipe, model: nn.Module) -> Optimizers:
 
 
 def _set_learning_rates(recipe: Recipe, optimizers: Optimizers, step: int) -> None:
-    factor = recipe.learning_rate(step)
+    """Linear warm-up, then a straight line down to 0."""
+    factor = min(1.0, (step + 1) / recipe.warmup_steps) * (1.0 - step / recipe.steps)
     for optimizer, peak in zip(optimizers, (recipe.matrix_lr, recipe.other_lr), strict=True):
         for group in optimizer.param_groups:
             group["lr"] = factor * peak
