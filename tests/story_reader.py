@@ -13,7 +13,7 @@ _WISH = re.compile(
     r" to (?P<goal>[^,.\"]+)(?:, because (?P<because>[^.]+)\.|[,.])"
 )
 _PLACES = (
-    r"\b(?:lived|boy|girl) ((?:in|on|at) .+?)(?=,|\.| and (?:wanted|hoped|had)\b| who\b)",
+    r"\b(?:lived|boy|girl) ((?:in|on|at) .+?)(?=,|\.| and (?:wanted|hoped|had|often)\b| who\b)",
     r"^(?:Once, |One \w+, )?((?:in|on|at) .+?)(?=,| lived)",
 )
 _FRIEND = re.compile(r"\b(?:his|her) (?:friend|classmate|playmate) ([A-Z]\w+)", re.IGNORECASE)

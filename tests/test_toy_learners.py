@@ -97,7 +97,7 @@ def test_regret_is_that_of_the_saved_policy(
     assert float(curve[-1]["regret"]) == result["regret"]
     assert float(curve[-1]["expected_return"]) == result["return"]
     assert int(curve[0]["timesteps"]) == 0
-    assert result["regret"] < 0.5 * float(curve[0]["regret"])  # it learned
+    assert result["regret"] < 0.6 * float(curve[0]["regret"])  # it learned
     assert np.all(np.diff([int(point["timesteps"]) for point in curve]) > 0)
 
 
