@@ -58,7 +58,7 @@ class TextSettings:
     n_steps: int = 64
     batch_size: int = 1024
     n_epochs: int = 2
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     clip_range: float = 0.2
     gae_lambda: float = 0.95
     ent_coef: float = 0.0
@@ -98,7 +98,7 @@ class Train:
     n_epochs: int | None = None
     """Passes over each rollout (PPO); on texts 2."""
     learning_rate: float | None = None
-    """On texts 2e-4, constant; on toys it falls."""
+    """On texts 1e-4, constant; on toys it falls."""
     clip_range: float | None = None
     """PPO's clip range; on texts 0.2."""
     gae_lambda: float | None = None

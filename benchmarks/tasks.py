@@ -56,7 +56,7 @@ class Tasks:
     """PPO stops after so many steps (tokens, or choices where an action is a choice) ..."""
     minutes: float = 5.0
     """... or so many minutes, whatever comes first."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     kl_coef: float = 0.1
     """Reward lost per nat of KL to the untrained model, PPO on tokens."""
     n_envs: int = 64

@@ -563,10 +563,10 @@ def test_a_model_in_a_folder_is_measured(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(add_bos=True)
     build_model("llama", len(tokenizer), max_position_embeddings=512).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    Model(model=str(folder), parts=("competence",), ids=("TextGen-QA-v0",), episodes=2, out=out)()
+    Model(model=str(folder), parts=("competence",), ids=("TextGen-QA-v0",), episodes=16, out=out)()
     results = json.loads(out.read_text())
     assert results["model"] == str(folder)
-    # answers that fill two tokens of the bundled model are cut off with this tokenizer
+    # long answers, which fit with the tokens of the bundled model, are cut off with those of this tokenizer
     assert 0.0 < results["competence"]["TextGen-QA-v0"]["best"] < 1.0
 
 

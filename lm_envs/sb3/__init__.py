@@ -11,7 +11,7 @@ model = PPO(
     n_steps=48,
     batch_size=768,
     n_epochs=2,
-    learning_rate=2e-4,
+    learning_rate=1e-4,
 )
 model.learn(100_000, callback=KLCallback(kl_coef=0.1))
 save_checkpoint(model, "runs/story")  # load_checkpoint("runs/story") goes on from here
