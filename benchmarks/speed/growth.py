@@ -193,7 +193,9 @@ def buffer_bytes(work: Workload, lengths: Sequence[int]) -> list[Case]:
         for length in lengths:
             changed = replace(work, new_tokens=length)
             learner, callback = changed.learner(
-                reference=False, per_transition=per_transition, env_kwargs={"reward": constant}
+                reference=False,
+                per_transition=per_transition,
+                env_kwargs={"reward": constant, "truncate_prompts": True},
             )
             collect(learner, callback)
             values[length] = [stored_bytes(learner.rollout_buffer) / work.slots]

@@ -328,6 +328,7 @@ def _draw_bars(axis: Any, case: Case) -> None:
     if case.peer:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter("")
 
 
 def _draw_curve(axis: Any, case: Case) -> None:
