@@ -60,7 +60,7 @@ def test_resumed_run_equals_uninterrupted_one(tiny_llama, tmp_path):
     )
     assert whole == halves
     assert json.loads((tmp_path / "halves" / "evaluation.json").read_text())["steps"] == 96
-    with pytest.raises(SystemExit, match=r"--learning-rate 0\.1 cannot be set with --resume.* 0\.0002 here"):
+    with pytest.raises(SystemExit, match=r"--learning-rate 0\.1 cannot be set with --resume.* 0\.0001 here"):
         Train(out=tmp_path / "halves", resume=True, learning_rate=0.1)()
     with pytest.raises(SystemExit, match="--overwrite True cannot be set with --resume"):
         Train(out=tmp_path / "halves", resume=True, overwrite=True)()
