@@ -31,7 +31,7 @@ DIALS = {"vocab_size": 2, "length": 2}
 SMALL: dict[str, dict[str, Any]] = {
     "q_learning": {"n_envs": 16, "total_timesteps": 4_000},
     "dqn": {"n_envs": 32, "total_timesteps": 15_000 // 32 * 32, "batch_size": 64},
-    "ppo": {"n_envs": 64, "total_timesteps": 64 * 2 * 15, "learning_rate": 5e-3},
+    "ppo": {"n_envs": 64, "total_timesteps": 64 * 2 * 25, "learning_rate": 5e-3},
 }
 
 
@@ -97,7 +97,7 @@ def test_regret_is_that_of_the_saved_policy(
     assert float(curve[-1]["regret"]) == result["regret"]
     assert float(curve[-1]["expected_return"]) == result["return"]
     assert int(curve[0]["timesteps"]) == 0
-    assert result["regret"] < 0.6 * float(curve[0]["regret"])  # it learned
+    assert result["regret"] < 0.5 * float(curve[0]["regret"])  # it learned
     assert np.all(np.diff([int(point["timesteps"]) for point in curve]) > 0)
 
 
