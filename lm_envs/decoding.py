@@ -11,12 +11,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from lm_envs.cuda_graphs import RecordedPasses
 from lm_envs.fused import FusedTrunk, fuse, linear, untouched
 from lm_envs.kv_cache import SlotCache
 from lm_envs.scoring import head, trunk
 
 # Tokens (with padding) of one prefill forward; bounds its memory.
 PREFILL_TOKENS = 8192
+# Where steps of all slots are recorded and replayed.
+RECORDING_DEVICES = ("cuda",)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Decoder:
         self._fused: FusedTrunk | None = None
         self._fused_dtype: torch.dtype | None = None  # that `_fused` was made for; None: not yet made
         self._cache = SlotCache(self.num_slots, self.context_length)
+        self._recorded = RecordedPasses()
         self.lengths = np.zeros(self.num_slots, np.int64)
         self.tokens = np.zeros((self.num_slots, self.context_length), np.int64)
         weights = next(self._trunk.parameters())
@@ -260,16 +264,20 @@ class Decoder:
             plan, involved = np.zeros((self.num_slots, plan.shape[1]), np.int64), plan
             plan[slots] = involved
         packed = torch.from_numpy(plan).to(self.hidden.device)
-        rows, starts_, counts_, input_ids = packed[:, 0], packed[:, 1:2], packed[:, 2:3], packed[:, 3:]
-        offsets = torch.arange(block.shape[1], device=packed.device)
-        positions, appended = starts_ + offsets, offsets < counts_
+        rows, counts_ = packed[:, 0], packed[:, 2:3]
         longest = int((starts + counts).max())
-        visible = self._cache.begin(None if every else rows, positions, appended, longest)
-        mask = torch.zeros(visible.shape, device=packed.device, dtype=self._dtype)
-        mask.masked_fill_(~visible, torch.finfo(self._dtype).min)
-        # What padding is given for a position does not matter, but a model has no more.
-        positions.clamp_(max=self.context_length - 1)
-        new = self._run(input_ids, positions, mask[:, None], (counts_[:, 0] - 1).clamp_(min=0))
+        self._cache.reserve(longest)
+        fused = self._fused_trunk()
+
+        def forward(plan: Tensor) -> Tensor:
+            return self._pass(plan, None if every else rows, longest, fused)
+
+        if fused and every and block.shape[1] == 1 and packed.device.type in RECORDING_DEVICES:
+            # Shapes depend on the width, addresses on the weights and on the cache, which grows by capacity.
+            key = fused, self._cache.width(longest), self._cache.capacity
+            new = self._recorded.run(key, forward, packed)
+        else:
+            new = forward(packed)
         # Not in place: a caller may hold `hidden`.
         if every:
             self.hidden = torch.where(counts_ > 0, new, self.hidden.to(new.dtype))
@@ -280,14 +288,26 @@ class Decoder:
         self.lengths[slots] = starts + counts
         self.tokens_forwarded += int(counts.sum())
 
-    def _run(self, input_ids: Tensor, positions: Tensor, mask: Tensor, last: Tensor) -> Tensor:
-        """Hidden states (n, H) at each row's token `last`, from the fused forward pass where there is one."""
-        device = input_ids.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
-        if self._fused_dtype != dtype:
-            self._fused, self._fused_dtype = fuse(self._trunk, self.context_length, dtype), dtype
-        if self._fused is not None and untouched(self._modules):
-            return self._fused.forward(input_ids, positions, mask, last, self._cache)
+    def _pass(self, plan: Tensor, rows: Tensor | None, longest: int, fused: FusedTrunk | None) -> Tensor:
+        """The device's part of `_forward`: hidden states (n, H) at each row's last new token.
+
+        Args:
+            plan: (n, 3 + T) int64: slot, tokens before, new tokens, and these, padded.
+            rows: (n,) the slots; None: all, in order.
+            longest: tokens of the longest row after this pass.
+            fused: runs it, if there is one, else the model itself.
+        """
+        starts, counts, input_ids = plan[:, 1:2], plan[:, 2:3], plan[:, 3:]
+        offsets = torch.arange(input_ids.shape[1], device=plan.device)
+        positions = starts + offsets
+        visible = self._cache.begin(rows, positions, offsets < counts, longest)[:, None]
+        mask = torch.zeros(visible.shape, device=plan.device, dtype=self._dtype)
+        mask.masked_fill_(~visible, torch.finfo(self._dtype).min)
+        # What padding is given for a position does not matter, but a model has no more.
+        positions.clamp_(max=self.context_length - 1)
+        last = (counts[:, 0] - 1).clamp_(min=0)
+        if fused:
+            return fused.forward(input_ids, positions, mask, last, self._cache)
         with _evaluating(self._trunk):
             hidden = self._trunk(
                 input_ids=input_ids,
@@ -297,6 +317,14 @@ class Decoder:
                 use_cache=True,
             ).last_hidden_state
         return hidden[torch.arange(len(last), device=last.device), last]
+
+    def _fused_trunk(self) -> FusedTrunk | None:
+        """The fused forward pass, where there is one and nobody has changed what the model's modules do."""
+        device = self.hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._dtype
+        if self._fused_dtype != dtype:
+            self._fused, self._fused_dtype = fuse(self._trunk, self.context_length, dtype), dtype
+        return self._fused if self._fused and untouched(self._modules) else None
 
     def _forget_broken(self, slots: np.ndarray) -> bool:
         """Empty those slots whose hidden state is not finite; True if there were any.

@@ -46,7 +46,7 @@ class SlotCache(Cache):
         self._write_rows = (every if rows is None else rows)[:, None, None]
         self._write_positions = torch.where(real, positions, self.capacity)[:, None]
         self._places = {}
-        self._width = min(_round_up(longest), self.capacity)
+        self._width = self.width(longest)
         return torch.arange(self._width, device=positions.device) <= positions[..., None]
 
     def update(
@@ -72,6 +72,10 @@ class SlotCache(Cache):
                 stored[i] = old.new_zeros((*old.shape[:2], capacity + 1, old.shape[3]))
                 stored[i][:, :, : self.capacity] = old[:, :, : self.capacity]
         self.capacity = capacity
+
+    def width(self, longest: int) -> int:
+        """How many positions of each row are read when the longest holds so many tokens."""
+        return min(_round_up(longest), self.capacity)
 
     def read(self, rows: Tensor, length: int) -> dict[int, tuple[Tensor, Tensor]]:
         """Copies of the rows' first `length` keys and values, by layer."""

@@ -8,6 +8,9 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+# Where `sample` raises for logits that it cannot draw from: on a GPU the host would wait for the answer.
+CHECKED_DEVICES = ("cpu",)
+
 
 def check_sampling_arguments(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise ValueError, naming argument, value and range, unless all three are valid."""
@@ -46,6 +49,22 @@ def filter_logits(
         FloatingPointError: a logit is NaN or +inf.
         ValueError: an argument out of range, or a row with no token left to choose.
     """
+    filtered, broken, empty = _filter(logits, temperature, top_k, top_p, action_mask)
+    _check(broken, empty)
+    return filtered
+
+
+def _check(broken: Tensor, empty: Tensor) -> None:
+    if (broken | empty).any():
+        if broken.any():
+            raise FloatingPointError(f"logits of rows {broken.nonzero()[:, 0].tolist()} hold NaN or +inf")
+        raise ValueError(f"action_mask leaves no token to choose in rows {empty.nonzero()[:, 0].tolist()}")
+
+
+def _filter(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, action_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Filtered logits (B, V), and which rows (B,) are broken or have no token left."""
     check_sampling_arguments(temperature, top_k, top_p)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     largest = logits.amax(-1)  # NaN if any logit is
@@ -54,10 +73,6 @@ def filter_logits(
         logits = logits.masked_fill(~action_mask.to(logits.device, torch.bool), -torch.inf)
         largest = logits.amax(-1)
     empty = largest == -torch.inf
-    if (broken | empty).any():  # the only place that waits for a GPU
-        if broken.any():
-            raise FloatingPointError(f"logits of rows {broken.nonzero()[:, 0].tolist()} hold NaN or +inf")
-        raise ValueError(f"action_mask leaves no token to choose in rows {empty.nonzero()[:, 0].tolist()}")
     if temperature != 1:
         logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -68,7 +83,7 @@ def filter_logits(
         excluded = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
         excluded[:, -1] = False  # rounding must not exclude the most probable token
         logits = logits.masked_fill(excluded.scatter(-1, order, excluded), -torch.inf)
-    return logits
+    return logits, broken, empty
 
 
 def sample(
@@ -94,14 +109,15 @@ def sample(
 
     Returns:
         tokens (B,) int64, never one of zero probability, and their log-probs (B,) under the filtered
-        distribution, float32 or float64.
+        distribution, float32 or float64. On a GPU, a row that cannot be drawn from gets token -1, which no
+        decoder or environment accepts: to raise, the host would have to wait for every draw.
 
     Raises:
-        FloatingPointError, ValueError: as `filter_logits`.
+        FloatingPointError, ValueError: as `filter_logits`, on a CPU.
     """
-    filtered = filter_logits(
-        logits, temperature=temperature, top_k=top_k, top_p=top_p, action_mask=action_mask
-    )
+    filtered, broken, empty = _filter(logits, temperature, top_k, top_p, action_mask)
+    if logits.device.type in CHECKED_DEVICES:
+        _check(broken, empty)
     largest, best = filtered.max(-1, keepdim=True)
     weights = (filtered - largest).exp_()
     # float64: in float32 the sum over a large vocabulary would drop tokens below 1e-7.
@@ -116,4 +132,5 @@ def sample(
         # A parallel cumsum (CUDA) need not be monotone to the last bit: never return an excluded token.
         tokens = torch.where(weights.gather(-1, tokens) > 0, tokens, best)
     log_probs = filtered.gather(-1, tokens).double() - largest - total.log()
-    return tokens[:, 0], log_probs[:, 0].to(filtered.dtype)
+    tokens = tokens[:, 0].masked_fill(broken | empty, -1)
+    return tokens, log_probs[:, 0].to(filtered.dtype)

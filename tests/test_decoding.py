@@ -18,9 +18,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from models import ARCHITECTURES, CONTEXT_LENGTH, build_model
+from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import PreTrainedModel
 
-from lm_envs import decoding
+from lm_envs import cuda_graphs, decoding
 from lm_envs.decoding import Decoder
 
 VOCAB_SIZE = 50
@@ -176,6 +177,66 @@ def test_random_interleavings_are_exact(architecture: str, attention: str) -> No
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_recorded_steps_are_exact(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CUDA graph needs, without a GPU: a trace has all numbers and addresses of its first run."""
+    replays: list[torch.Tensor] = []
+
+    def record(forward: cuda_graphs.Pass, inputs: torch.Tensor) -> cuda_graphs.Pass:
+        forward(inputs)  # as before a capture, which must do no harm
+        trace = make_fx(forward)(inputs)
+
+        def replay(inputs: torch.Tensor) -> torch.Tensor:
+            replays.append(inputs)
+            return trace(inputs)
+
+        return replay
+
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    monkeypatch.setattr(decoding, "RECORDING_DEVICES", ("cpu",))
+    attributes = {"model": make_model(architecture), "atol": 1e-10, "cache": {}}
+    run_state_machine_as_test(
+        type("Machine", (DecoderMachine,), attributes),
+        settings=settings(
+            max_examples=8,
+            stateful_step_count=15,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert len(replays) > 10
+
+
+def test_a_recording_ends_with_what_it_was_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wider cache, another dtype and new weights each record anew; nothing else does."""
+    recorded: list[torch.Tensor] = []
+
+    def record(forward: cuda_graphs.Pass, inputs: torch.Tensor) -> cuda_graphs.Pass:
+        recorded.append(inputs)
+        return forward
+
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    monkeypatch.setattr(decoding, "RECORDING_DEVICES", ("cpu",))
+    decoder = make_decoder(make_model(dtype=torch.float32))
+    counts = []
+    for length in (2, 20, 31, 32, 33):
+        decoder.prefill(range(NUM_SLOTS), [[1] * length] * NUM_SLOTS)
+        decoder.step([2, 3, 4, 5])
+        counts.append(len(recorded))
+    assert counts == [1, 1, 1, 2, 2]  # widths 32 and 64
+    decoder.step([2, 3, 4], [0, 1, 2])  # one slot idles
+    assert len(recorded) == 2
+    with torch.autocast("cpu", torch.bfloat16):
+        decoder.step([2, 3, 4, 5])
+    assert len(recorded) == 3
+    decoder.clear()
+    decoder.prefill(range(NUM_SLOTS), [[1, 2]] * NUM_SLOTS)
+    decoder.step([2, 3, 4, 5])
+    assert len(recorded) == 4
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -148,6 +148,20 @@ def test_broken_logits(broken: float) -> None:
         sample(logits)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_without_waiting_bad_rows_draw_minus_one(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "CHECKED_DEVICES", ())
+    logits = LOGITS.repeat(4, 1)
+    logits[1, 2], logits[2, 0] = torch.nan, torch.inf
+    mask = torch.ones(4, 8, dtype=torch.bool)
+    mask[3] = False
+    tokens, _ = sample(logits, action_mask=mask, deterministic=deterministic)
+    assert tokens[0] in range(8)
+    assert tokens[1:].tolist() == [-1, -1, -1]
+
+
 def test_no_token_left() -> None:
     mask = torch.ones(3, 8, dtype=torch.bool)
     mask[2] = False
