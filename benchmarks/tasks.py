@@ -23,7 +23,6 @@ import torch
 from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import TqdmExperimentalWarning, tqdm
 
 from agents import report
@@ -38,6 +37,7 @@ from lm_envs.sb3.vec_env import GymVecEnv
 TEXT_IDS = tuple(env_id for env_id in ENVIRONMENTS if "Toy" not in env_id)
 LEARNERS = ("random", "sampled", "greedy", "ppo")
 MIN_SEEDS = 3  # a score of fewer is marked
+GAIN = "gain"
 SCRIPT = "script: "  # before the name of a scripted player
 Cell = tuple[str, str, int]  # id, player, seed
 
@@ -50,15 +50,15 @@ class Tasks:
     players: tuple[str, ...] = (*LEARNERS, "scripts")
     """"random", "sampled", "greedy", "ppo", "scripts" (all scripted ones) or "script: NAME"."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    episodes: int = 100
+    episodes: int = 200
     """Held-out instances per cell."""
-    total_timesteps: int = 150_000
-    """PPO stops after so many steps (tokens, or choices where an action is a choice) ..."""
-    minutes: float = 5.0
-    """... or so many minutes, whatever comes first."""
+    total_timesteps: int = 80_000
+    """PPO stops after so many tokens ..."""
+    minutes: float = 3.0
+    """... or so many minutes, whatever comes first; the update in between may last another one."""
     learning_rate: float = 1e-4
-    kl_coef: float = 0.1
-    """Reward lost per nat of KL to the untrained model, PPO on tokens."""
+    kl_coef: float = 0.05
+    """Reward lost per nat of KL to the untrained model."""
     n_envs: int = 64
     out: Path = Path("benchmarks/results")
 
@@ -132,53 +132,35 @@ class Tasks:
 
     def train(self, env_id: str, seed: int, instances: int) -> tuple[list[float], list[int], dict[str, Any]]:
         """Trains PPO, then plays: returns, lengths, and the steps and minutes of the training."""
-        learner, callbacks = self.learner(env_id, seed)
+        learner = self.learner(env_id, seed)
         started = time.perf_counter()
         curve = Curve(self.minutes)
+        callbacks = CallbackList([KLCallback(kl_coef=self.kl_coef), curve])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TqdmExperimentalWarning)  # SB3's progress bar
-            learner.learn(self.total_timesteps, CallbackList([*callbacks, curve]), progress_bar=True)
+            learner.learn(self.total_timesteps, callbacks, progress_bar=True)
         minutes = (time.perf_counter() - started) / 60
         details = {"steps": learner.num_timesteps, "minutes": round(minutes, 2), "curve": curve.points}
-        if isinstance(learner.policy, TransformerPolicy):
-            decoder = policy_decoder(learner.policy, self.episodes)
-            returns, lengths = play_model(env_id, self.episodes, instances, Sampling(), decoder)
-        else:
-            env = make(env_id, self.episodes, instances)
-            masked = is_masked(env)
-
-            def act(observation: Any) -> np.ndarray:
-                masks: dict[str, Any] = {}
-                if masked:
-                    masks["action_masks"] = np.stack(env.env_method("action_masks"))
-                return learner.predict(observation, deterministic=False, **masks)[0]
-
-            returns, lengths = returns_of(env, act)
+        decoder = policy_decoder(learner.policy, self.episodes)
+        returns, lengths = play_model(env_id, self.episodes, instances, Sampling(), decoder)
         return returns, lengths, details
 
-    def learner(self, env_id: str, seed: int) -> tuple[OnPolicyAlgorithm, list[BaseCallback]]:
-        """PPO with a transformer where actions are tokens, else with an MLP; settings shared by all ids."""
-        env = make(env_id, self.n_envs, seed, split="train")
-        shared: dict[str, Any] = dict(
-            learning_rate=self.learning_rate, gamma=1.0, gae_lambda=0.95, n_epochs=2, seed=seed
+    def learner(self, env_id: str, seed: int) -> PPO:
+        """PPO with the transformer, on tokens; settings shared by all ids."""
+        env = make(env_id, self.n_envs, seed, split="train", actions="token")
+        return PPO(
+            TransformerPolicy,
+            env,
+            n_steps=64,
+            batch_size=1024,
+            learning_rate=self.learning_rate,
+            gamma=1.0,
+            gae_lambda=0.95,
+            n_epochs=2,
+            normalize_advantage=False,  # the buffer whitens the whole rollout
+            rollout_buffer_class=EpisodeRolloutBuffer,
+            seed=seed,
         )
-        if action_mode(env_id) == "token":
-            learner: OnPolicyAlgorithm = PPO(
-                TransformerPolicy,
-                env,
-                n_steps=64,
-                batch_size=1024,
-                normalize_advantage=False,  # the buffer whitens the whole rollout
-                rollout_buffer_class=EpisodeRolloutBuffer,
-                **shared,
-            )
-            return learner, [KLCallback(kl_coef=self.kl_coef)]
-        options: dict[str, Any] = dict(n_steps=32, batch_size=256, ent_coef=0.01)
-        if is_masked(env):
-            from sb3_contrib import MaskablePPO
-
-            return MaskablePPO("MlpPolicy", env, **options, **shared), []
-        return PPO("MlpPolicy", env, **options, **shared), []
 
     def report(self, done: Mapping[Cell, Mapping[str, Any]]) -> None:
         """Writes `tasks.md` and prints the same."""
@@ -197,11 +179,10 @@ class Tasks:
         return (
             f"Made by `python -m benchmarks tasks`. Mean returns with 95% intervals (two-stage bootstrap "
             f"over seeds, at least {MIN_SEEDS} but where a star stands, and {self.episodes} held-out "
-            f"instances a seed, the same for all players). PPO: {self.total_timesteps:,} steps or "
+            f"instances a seed, the same for all players). PPO: {self.total_timesteps:,} tokens or "
             f"{self.minutes:g} minutes{took}, "
-            f"{self.n_envs} slots, learning rate {self.learning_rate:g}, 2 epochs, gamma 1, lambda 0.95; on "
-            f"tokens the transformer itself, 64 steps a rollout, minibatches of 1024, KL coefficient "
-            f"{self.kl_coef:g}; where an action is a choice, an MLP, 32 steps, 256, entropy coefficient 0.01."
+            f"{self.n_envs} slots, 64 steps a rollout, minibatches of 1024, learning rate "
+            f"{self.learning_rate:g}, 2 epochs, gamma 1, lambda 0.95, KL coefficient {self.kl_coef:g}."
         )
 
 
@@ -372,13 +353,19 @@ class Score(Interval):
 
 
 def collect(results: Mapping[Cell, Mapping[str, Any]]) -> dict[str, dict[str, Score]]:
-    """id -> player -> score over all seeds that there are; ids in the order of their registration."""
+    """id -> player -> score over all seeds that there are; ids in the order of their registration.
+
+    `GAIN` stands for a further player: what PPO earns more than the bundled model, instance by instance.
+    """
     returns: dict[tuple[str, str], list[list[float]]] = {}
-    for (env_id, player, _), row in sorted(results.items(), key=lambda item: item[0][2]):
+    for (env_id, player, seed), row in sorted(results.items(), key=lambda item: item[0][2]):
         returns.setdefault((env_id, player), []).append(row["returns"])
+        other = results.get((env_id, "sampled", seed))
+        if player == "ppo" and other:
+            difference = np.subtract(row["returns"], other["returns"]).tolist()
+            returns.setdefault((env_id, GAIN), []).append(difference)
     scores: dict[str, dict[str, Score]] = {env_id: {} for env_id in TEXT_IDS}
-    for env_id, player in dict.fromkeys((env_id, player) for env_id, player, _ in results):
-        groups = returns[env_id, player]
+    for (env_id, player), groups in returns.items():
         scores[env_id][player] = Score(**vars(nested_interval(groups)), seeds=len(groups))
     return {env_id: row for env_id, row in scores.items() if row}
 
@@ -403,21 +390,21 @@ def score_table(
         mode = action_mode(env_id)
         # where an action is a choice, what writes tokens counts otherwise
         played = [(key[1], each["longest"]) for key, each in results.items() if key[0] == env_id]
-        longest = [length for player, length in played if mode == "token" or player in ("random", "ppo")]
+        longest = [length for player, length in played if mode == "token" or player == "random"]
         best_trick = max(tricks(row).items(), key=lambda item: item[1].mean, default=None)
         table.add_row(
             env_id,
             "tokens" if mode == "token" else observation_mode(env_id),
             f"{mode}, {env.action_space.n}",  # type: ignore[attr-defined]
             f"{max(longest, default='-')} {'tokens' if mode == 'token' else 'choices'}",
-            *(str(row.get(player, "-")) for player in LEARNERS),
+            *(str(row.get(player, "-")) for player in (*LEARNERS, GAIN)),
             "-" if best_trick is None else f"{best_trick[1]} ({best_trick[0]})",
             str(row.get(SCRIPT + "best", "-")),
         )
     return table
 
 
-COLUMNS = ("random policy", "bundled model, sampled", "bundled model, greedy", "PPO")
+COLUMNS = ("random policy", "bundled model, sampled", "bundled model, greedy", "PPO", "PPO - sampled, paired")
 
 
 def trick_table(scores: Mapping[str, Mapping[str, Score]]) -> Table:

@@ -71,7 +71,10 @@ def test_the_table_by_hand(tmp_path: Path, played: list[Any], capsys: pytest.Cap
     Tasks(ids=(DIALOGUE,), players=players, seeds=(3,), out=tmp_path)()
     text = (tmp_path / "tasks.md").read_text()
     three = "3.00 [3.00, 3.00]*"
-    assert f"| {DIALOGUE} | tokens | token, 2048 | 3 tokens | {three} | - | - | - | {three} (empty) |" in text
+    assert (
+        f"| {DIALOGUE} | tokens | token, 2048 | 3 tokens | {three} | - | - | - | - | {three} (empty) |"
+        in text
+    )
     assert "Scores" in capsys.readouterr().out
 
 
@@ -95,6 +98,18 @@ def test_scores_of_few_seeds_are_marked() -> None:
     assert not str(tasks.collect(results)[DIALOGUE]["random"]).endswith("*")
     del results[DIALOGUE, "random", 4]
     assert str(tasks.collect(results)[DIALOGUE]["random"]) == "1.00 [0.00, 2.00]*"
+
+
+def test_the_gain_is_paired_by_instance() -> None:
+    """Between instances returns differ by 8, between players always by 0.5."""
+    results = {
+        (DIALOGUE, player, seed): row(player=player, seed=seed, returns=[gain, gain + 8.0])
+        for player, gain in (("ppo", 0.5), ("sampled", 0.0))
+        for seed in (0, 1, 2)
+    }
+    assert str(tasks.collect(results)[DIALOGUE][tasks.GAIN]) == "0.50 [0.50, 0.50]"
+    del results[DIALOGUE, "sampled", 1]
+    assert str(tasks.collect(results)[DIALOGUE][tasks.GAIN]) == "0.50 [0.50, 0.50]*"
 
 
 def test_a_run_of_some_cells_keeps_the_others_in_the_table(tmp_path: Path, played: list[Any]) -> None:
@@ -146,7 +161,7 @@ def test_random_play_is_repeatable_and_within_the_mask() -> None:
 
 
 def test_a_whole_cell_of_each_learner(tmp_path: Path) -> None:
-    """PPO on tokens and on choices, from training to the line in the file."""
+    """PPO where actions are tokens by default and where they are choices, to the line in the file."""
     small = Tasks(
         ids=(DIALOGUE, "TextGen-Edit-v0"),
         players=("ppo",),
