@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -141,7 +141,7 @@ class Tasks:
             learner.learn(self.total_timesteps, callbacks, progress_bar=True)
         minutes = (time.perf_counter() - started) / 60
         details = {"steps": learner.num_timesteps, "minutes": round(minutes, 2), "curve": curve.points}
-        decoder = policy_decoder(learner.policy, self.episodes)
+        decoder = policy_decoder(cast(TransformerPolicy, learner.policy), self.episodes)
         returns, lengths = play_model(env_id, self.episodes, instances, Sampling(), decoder)
         return returns, lengths, details
 
