@@ -28,7 +28,7 @@ from tqdm import tqdm
 from agents import report
 from agents.metrics import common_ngram, distinct, repetition
 from agents.play import Sampling, play_script
-from benchmarks.tasks import TEXT_IDS, play_model, play_randomly, scripts
+from benchmarks.players import TEXT_IDS, play_model, play_randomly, scripts
 from lm_envs.language_model import LanguageModel
 from lm_envs.pretraining.batches import POOL
 from lm_envs.pretraining.checks import four_grams, genders, share

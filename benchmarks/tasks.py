@@ -12,34 +12,31 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import gymnasium
 import numpy as np
-import torch
-from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from tqdm import TqdmExperimentalWarning, tqdm
 
 from agents import report
-from agents.metrics import Interval, nested_interval
-from agents.play import Sampling, choice_log_probs, play, play_script
-from lm_envs.decoding import Decoder
+from agents.play import Sampling, play_script
+from benchmarks.players import TEXT_IDS, make, play_model, play_randomly, policy_decoder, scripts
+from benchmarks.task_tables import (
+    LEARNERS,
+    MIN_SEEDS,
+    SCRIPT,
+    Cell,
+    collect,
+    markdown,
+    score_table,
+    trick_table,
+)
 from lm_envs.language_model import LanguageModel
-from lm_envs.registration import ENVIRONMENTS
-from lm_envs.sb3 import EpisodeRolloutBuffer, KLCallback, TransformerPolicy, make_vec_env
-from lm_envs.sb3.vec_env import GymVecEnv
-
-TEXT_IDS = tuple(env_id for env_id in ENVIRONMENTS if "Toy" not in env_id)
-LEARNERS = ("random", "sampled", "greedy", "ppo")
-MIN_SEEDS = 3  # a score of fewer is marked
-GAIN = "gain"
-SCRIPT = "script: "  # before the name of a scripted player
-Cell = tuple[str, str, int]  # id, player, seed
+from lm_envs.sb3 import EpisodeRolloutBuffer, KLCallback, TransformerPolicy
 
 
 @dataclass(frozen=True)
@@ -204,114 +201,6 @@ class Curve(BaseCallback):
             self.points.append((self.num_timesteps, round(mean, 4)))
 
 
-def make(env_id: str, slots: int, seed: int, split: str = "test", **kwargs: Any) -> GymVecEnv:
-    """The batched environment of an id; on choices it shows the task's own view, or the embedding."""
-    mode = kwargs.get("actions", action_mode(env_id))
-    if mode != "token" and "observation" not in kwargs:
-        kwargs["observation"] = observation_mode(env_id)
-    return make_vec_env(env_id, slots, seed=seed, split=split, **kwargs)
-
-
-def task_of(env_id: str, model: str | None = None) -> Any:
-    """The task of an id, as it is without arguments but the model."""
-    env: Any = gymnasium.make(env_id, model=model).unwrapped
-    return env.task
-
-
-def scripts(env_id: str, model: str | None = None) -> dict[str, Callable[[Any], str]]:
-    """The task's scripted players, and one that writes nothing."""
-    task = task_of(env_id, model)
-    return {"empty": lambda state: ""} | (task.players() if hasattr(task, "players") else {})
-
-
-def action_mode(env_id: str) -> str:
-    """What an action is by default: "token", or the name of the task's choices."""
-    return str(ENVIRONMENTS[env_id][2].get("actions", "token"))
-
-
-def observation_mode(env_id: str) -> str:
-    """What learners of choices see: the task's own view if it has one, else the model's embedding."""
-    return next(iter(getattr(task_of(env_id), "views", None) or ["embedding"]))
-
-
-def is_masked(env: GymVecEnv) -> bool:
-    """Whether some actions are forbidden."""
-    return env.has_attr("action_masks")
-
-
-def returns_of(env: GymVecEnv, act: Callable[[Any], np.ndarray]) -> tuple[list[float], list[int]]:
-    """Returns and lengths, in actions, of the first episode of each slot."""
-    observation: Any = env.reset()
-    episodes: dict[int, Mapping[str, Any]] = {}
-    while len(episodes) < env.num_envs:
-        observation, _, dones, infos = env.step(act(observation))
-        for slot in np.flatnonzero(dones).tolist():
-            episodes.setdefault(slot, infos[slot]["episode"])
-    env.close()
-    ordered = [episodes[slot] for slot in range(env.num_envs)]
-    return [episode["r"] for episode in ordered], [episode["l"] for episode in ordered]
-
-
-def play_randomly(
-    env_id: str, episodes: int, seed: int, model: str | None = None
-) -> tuple[list[float], list[int]]:
-    """Uniform draws among the actions that are allowed; `model` is the environment's."""
-    env = make(env_id, episodes, seed, model=model)
-    rng = np.random.default_rng(seed)
-
-    def act(observation: Any) -> np.ndarray:
-        size = (episodes, int(env.action_space.n))  # type: ignore[attr-defined]
-        if not is_masked(env):
-            return rng.integers(size[1], size=episodes)
-        return np.where(np.stack(env.env_method("action_masks")), rng.random(size), -1.0).argmax(axis=1)
-
-    return returns_of(env, act)
-
-
-def play_model(
-    env_id: str,
-    episodes: int,
-    seed: int,
-    sampling: Sampling,
-    decoder: Decoder | None = None,
-    *,
-    model: str | None = None,
-) -> tuple[list[float], list[int]]:
-    """The environment's model (None: the bundled one), or the one behind `decoder`.
-
-    It plays token by token; where an action is a choice, by the log-probs of all that are allowed.
-    """
-    player = decoder or LanguageModel.load(model).decoder(episodes)
-    mode = action_mode(env_id)
-    if mode != "token":
-        env = make(env_id, episodes, seed, observation="tokens", model=model)
-        choices = env.env.unwrapped._core.turns  # type: ignore[attr-defined]
-        generator = torch.Generator().manual_seed(seed)
-
-        def act(observation: Mapping[str, np.ndarray]) -> np.ndarray:
-            lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)
-            scores = choice_log_probs(player, observation["input_ids"], lengths, choices)
-            allowed = torch.from_numpy(np.stack(env.env_method("action_masks"))) if is_masked(env) else None
-            return sampling.draw(scores, generator, allowed)[0].numpy()
-
-        return returns_of(env, act)
-    played = play(
-        player,
-        player,  # nobody asks for the KL, and a decoder that is there already costs nothing
-        env_id,
-        sampling=sampling,
-        seed=seed,
-        env_kwargs={"split": "test", "model": model},
-    )
-    return [episode.reward for episode in played], [episode.tokens for episode in played]
-
-
-def policy_decoder(policy: TransformerPolicy, slots: int) -> Decoder:
-    """Decodes with the weights of a trained policy."""
-    bundled = LanguageModel.load()
-    return Decoder(policy.model, slots, vocab_size=bundled.vocab_size, context_length=bundled.context_length)
-
-
 def bundled_checksum() -> str:
     """Names the weights of the bundled model."""
     sums = (Path(LanguageModel.load(lazy=True).path) / "SHA256SUMS").read_text(encoding="utf-8")
@@ -340,88 +229,3 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-@dataclass(frozen=True)
-class Score(Interval):
-    """A player's mean return with its interval, over so many seeds."""
-
-    seeds: int
-
-    def __str__(self) -> str:
-        return report.cell(Interval(self.mean, self.low, self.high)) + "*" * (self.seeds < MIN_SEEDS)
-
-
-def collect(results: Mapping[Cell, Mapping[str, Any]]) -> dict[str, dict[str, Score]]:
-    """id -> player -> score over all seeds that there are; ids in the order of their registration.
-
-    `GAIN` stands for a further player: what PPO earns more than the bundled model, instance by instance.
-    """
-    returns: dict[tuple[str, str], list[list[float]]] = {}
-    for (env_id, player, seed), row in sorted(results.items(), key=lambda item: item[0][2]):
-        returns.setdefault((env_id, player), []).append(row["returns"])
-        other = results.get((env_id, "sampled", seed))
-        if player == "ppo" and other:
-            difference = np.subtract(row["returns"], other["returns"]).tolist()
-            returns.setdefault((env_id, GAIN), []).append(difference)
-    scores: dict[str, dict[str, Score]] = {env_id: {} for env_id in TEXT_IDS}
-    for (env_id, player), groups in returns.items():
-        scores[env_id][player] = Score(**vars(nested_interval(groups)), seeds=len(groups))
-    return {env_id: row for env_id, row in scores.items() if row}
-
-
-def tricks(scores: Mapping[str, Score]) -> dict[str, Score]:
-    """The scripted players other than the best possible."""
-    return {
-        name.removeprefix(SCRIPT): score
-        for name, score in scores.items()
-        if name.startswith(SCRIPT) and name != SCRIPT + "best"
-    }
-
-
-def score_table(
-    scores: Mapping[str, Mapping[str, Score]], results: Mapping[Cell, Mapping[str, Any]]
-) -> Table:
-    """One row an id."""
-    columns = ("id", "observation", "actions", "longest episode", *COLUMNS, "best trick", "best possible")
-    table = Table(*columns, title="Scores", show_lines=True)
-    for env_id, row in scores.items():
-        env = gymnasium.make(env_id)
-        mode = action_mode(env_id)
-        # where an action is a choice, what writes tokens counts otherwise
-        played = [(key[1], each["longest"]) for key, each in results.items() if key[0] == env_id]
-        longest = [length for player, length in played if mode == "token" or player == "random"]
-        best_trick = max(tricks(row).items(), key=lambda item: item[1].mean, default=None)
-        table.add_row(
-            env_id,
-            "tokens" if mode == "token" else observation_mode(env_id),
-            f"{mode}, {env.action_space.n}",  # type: ignore[attr-defined]
-            f"{max(longest, default='-')} {'tokens' if mode == 'token' else 'choices'}",
-            *(str(row.get(player, "-")) for player in (*LEARNERS, GAIN)),
-            "-" if best_trick is None else f"{best_trick[1]} ({best_trick[0]})",
-            str(row.get(SCRIPT + "best", "-")),
-        )
-    return table
-
-
-COLUMNS = ("random policy", "bundled model, sampled", "bundled model, greedy", "PPO", "PPO - sampled, paired")
-
-
-def trick_table(scores: Mapping[str, Mapping[str, Score]]) -> Table:
-    """All scripted players; their share of what the best one earns more than an empty completion."""
-    table = Table("id", "player", "score", "share of the best", title="Scripted players", show_lines=True)
-    for env_id, row in scores.items():
-        best, empty = row.get(SCRIPT + "best"), row.get(SCRIPT + "empty")
-        for name, score in {**({"best": best} if best else {}), **tricks(row)}.items():
-            share = "-"
-            if best and empty and best.mean > empty.mean:
-                share = f"{(score.mean - empty.mean) / (best.mean - empty.mean):.0%}"
-            table.add_row(env_id, name, str(score), share)
-    return table
-
-
-def markdown(table: Table) -> str:
-    """A rich table as a markdown table."""
-    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
-    header, *rows = ["| " + " | ".join(cells) + " |" for cells in zip(*columns, strict=True)]
-    return "\n".join([header, "|" + "---|" * len(columns), *rows])

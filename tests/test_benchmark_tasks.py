@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from agents.play import Sampling, play, play_script
-from benchmarks import tasks
-from benchmarks.tasks import SCRIPT, Score, Tasks
+from benchmarks import players, task_tables, tasks
+from benchmarks.task_tables import SCRIPT, Score
+from benchmarks.tasks import Tasks
 from lm_envs.language_model import LanguageModel
 
 DIALOGUE = "TextGen-Dialogue-v0"
@@ -83,7 +84,7 @@ def test_shares_of_the_best_player() -> None:
         return Score(mean, mean, mean, 3)
 
     scores = {SCRIPT + "best": at(1.0), SCRIPT + "empty": at(-1.0), SCRIPT + "copy": at(0.5), "ppo": at(2.0)}
-    text = tasks.markdown(tasks.trick_table({"an id": scores}))
+    text = task_tables.markdown(task_tables.trick_table({"an id": scores}))
     cells = [line.split(" | ") for line in text.splitlines()[2:]]
     assert [(line[1], line[3].rstrip(" |")) for line in cells] == [
         ("best", "100%"),
@@ -94,10 +95,10 @@ def test_shares_of_the_best_player() -> None:
 
 def test_scores_of_few_seeds_are_marked() -> None:
     results = {(DIALOGUE, "random", seed): row(seed=seed, returns=[float(seed)] * 4) for seed in (0, 2, 4)}
-    assert str(tasks.collect(results)[DIALOGUE]["random"]).startswith("2.00 [0.00, 4.00]")
-    assert not str(tasks.collect(results)[DIALOGUE]["random"]).endswith("*")
+    assert str(task_tables.collect(results)[DIALOGUE]["random"]).startswith("2.00 [0.00, 4.00]")
+    assert not str(task_tables.collect(results)[DIALOGUE]["random"]).endswith("*")
     del results[DIALOGUE, "random", 4]
-    assert str(tasks.collect(results)[DIALOGUE]["random"]) == "1.00 [0.00, 2.00]*"
+    assert str(task_tables.collect(results)[DIALOGUE]["random"]) == "1.00 [0.00, 2.00]*"
 
 
 def test_the_gain_is_paired_by_instance() -> None:
@@ -107,9 +108,9 @@ def test_the_gain_is_paired_by_instance() -> None:
         for player, gain in (("ppo", 0.5), ("sampled", 0.0))
         for seed in (0, 1, 2)
     }
-    assert str(tasks.collect(results)[DIALOGUE][tasks.GAIN]) == "0.50 [0.50, 0.50]"
+    assert str(task_tables.collect(results)[DIALOGUE][task_tables.GAIN]) == "0.50 [0.50, 0.50]"
     del results[DIALOGUE, "sampled", 1]
-    assert str(tasks.collect(results)[DIALOGUE][tasks.GAIN]) == "0.50 [0.50, 0.50]*"
+    assert str(task_tables.collect(results)[DIALOGUE][task_tables.GAIN]) == "0.50 [0.50, 0.50]*"
 
 
 def test_a_run_of_some_cells_keeps_the_others_in_the_table(tmp_path: Path, played: list[Any]) -> None:
@@ -132,7 +133,7 @@ def test_unknown_ids_and_players_are_refused(tmp_path: Path) -> None:
 
 def test_scripts_meet_the_instances_that_models_meet() -> None:
     """The prompts of `play`; each return that of the task played by hand with the environment's own seed."""
-    task = tasks.task_of(DIALOGUE)
+    task = players.task_of(DIALOGUE)
     best = task.players()["best"]
     options: dict[str, Any] = {"seed": 500, "env_kwargs": {"split": "test", "level": "medium"}}
     games = play_script(best, DIALOGUE, 6, **options)
@@ -154,7 +155,7 @@ def test_scripts_meet_the_instances_that_models_meet() -> None:
 
 
 def test_random_play_is_repeatable_and_within_the_mask() -> None:
-    first, again, other = (tasks.play_randomly("TextGen-Edit-v0", 24, seed) for seed in (0, 0, 1))
+    first, again, other = (players.play_randomly("TextGen-Edit-v0", 24, seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
     assert all(np.isfinite(first[0]))
