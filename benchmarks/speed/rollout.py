@@ -138,9 +138,8 @@ def environment_share(work: Workload, repetitions: int) -> Case:
 
 def host_synchronisations(work: Workload) -> Case:
     """How often the host waits for a GPU in a step, as torch's debug mode counts it."""
-    language_model = work.language_model()
-    decoder = language_model.decoder(work.slots)
-    decoder.prefill(range(work.slots), work.prompts())
+    decoder = work.language_model().decoder(work.slots)
+    prompts = work.prompts()
     learner, callback = work.learner(reference=False)
 
     def decode() -> None:
@@ -148,8 +147,12 @@ def host_synchronisations(work: Workload) -> Case:
             tokens, _ = sample(decoder.logits())
             decoder.step(tokens.cpu().numpy())
 
-    loops = {"Decoder.step, sampling": decode, ROLLOUT: lambda: collect(learner, callback)}
-    values = {name: [waits(loop) / work.new_tokens] for name, loop in loops.items()}
+    values = {}
+    for name, loop in {"Decoder.step, sampling": decode, ROLLOUT: lambda: collect(learner, callback)}.items():
+        decoder.prefill(range(work.slots), prompts)
+        loop()  # records the CUDA graphs
+        decoder.prefill(range(work.slots), prompts)
+        values[name] = [waits(loop) / work.new_tokens]
     return Case("rollout", f"{work.label}, host synchronisations", work.settings, "a step", values)
 
 
