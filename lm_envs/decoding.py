@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from lm_envs.cuda_graphs import RecordedPasses
 from lm_envs.fused import FusedTrunk, fuse, linear, untouched
 from lm_envs.kv_cache import SlotCache
-from lm_envs.scoring import head, trunk
+from lm_envs.scoring import head, passes, trunk
 
-# Tokens (with padding) of one prefill forward; bounds its memory.
-PREFILL_TOKENS = 8192
 # Where steps of all slots are recorded and replayed.
 RECORDING_DEVICES = ("cuda",)
 
@@ -234,17 +232,14 @@ class Decoder:
     def _prefill(
         self, slots: np.ndarray, starts: np.ndarray, missing: np.ndarray, contexts: np.ndarray
     ) -> None:
-        """Forward what rows with more than one missing token lack, in chunks of rows of similar length."""
+        """Forward what rows with more than one missing token lack, rows of similar length together."""
         order = np.argsort(missing, kind="stable")
         order = order[missing[order] > 1]
-        while len(order):
-            # With lengths ascending, a chunk's block is as wide as its last row.
-            block_sizes = missing[order] * np.arange(1, len(order) + 1)
-            rows = max(1, int(np.searchsorted(block_sizes, PREFILL_TOKENS, side="right")))
-            chunk, order = order[:rows], order[rows:]
-            columns = starts[chunk, None] + np.arange(missing[chunk].max())
-            block = contexts[chunk[:, None], np.minimum(columns, contexts.shape[1] - 1)]
-            self._forward(slots[chunk], starts[chunk], missing[chunk], block)
+        for run in passes(missing[order], self.hidden.device):
+            rows = order[run]
+            columns = starts[rows, None] + np.arange(missing[rows].max())
+            block = contexts[rows[:, None], np.minimum(columns, contexts.shape[1] - 1)]
+            self._forward(slots[rows], starts[rows], missing[rows], block)
 
     @torch.no_grad()
     def _forward(self, slots: np.ndarray, starts: np.ndarray, counts: np.ndarray, block: np.ndarray) -> None:

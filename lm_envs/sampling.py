@@ -7,9 +7,12 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # Where `sample` raises for logits that it cannot draw from: on a GPU the host would wait for the answer.
 CHECKED_DEVICES = ("cpu",)
+# Tokens whose probabilities are summed before one of them is looked for.
+SUMMED_TOKENS = 256
 
 
 def check_sampling_arguments(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -120,17 +123,32 @@ def sample(
         _check(broken, empty)
     largest, best = filtered.max(-1, keepdim=True)
     weights = (filtered - largest).exp_()
-    # float64: in float32 the sum over a large vocabulary would drop tokens below 1e-7.
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
     if deterministic:
-        tokens = best
+        tokens, total = best, weights.sum(-1, keepdim=True, dtype=torch.float64)
     else:
         uniform = torch.rand((len(logits), 1), generator=generator, device=logits.device, dtype=torch.float64)
-        tokens = torch.searchsorted(cumulative, uniform * total, right=True)
-        tokens = tokens.clamp_(max=logits.shape[-1] - 1)  # uniform * total may round up to the total
-        # A parallel cumsum (CUDA) need not be monotone to the last bit: never return an excluded token.
+        tokens, total = _invert(weights, uniform)
+        # Sums are not monotone to the last bit everywhere: never return an excluded token.
         tokens = torch.where(weights.gather(-1, tokens) > 0, tokens, best)
     log_probs = filtered.gather(-1, tokens).double() - largest - total.log()
     tokens = tokens[:, 0].masked_fill(broken | empty, -1)
     return tokens, log_probs[:, 0].to(filtered.dtype)
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `uniform` (B, 1) of the sum of weights (B, V) is reached, (B, 1) int64, and that sum, (B, 1).
+
+    First among sums of blocks, then within one: a cumulative sum over a large vocabulary takes longer than
+    all else in sampling. In float64: in float32 the sum would drop tokens below 1e-7.
+    """
+    blocks = pad(weights, (0, -weights.shape[1] % SUMMED_TOKENS)).unflatten(1, (-1, SUMMED_TOKENS))
+    sums = blocks.sum(-1, dtype=torch.float64)
+    below = sums.cumsum(-1)
+    total = below[:, -1:]
+    # Rounding may carry a number that is nearly 1 behind the last block, or token.
+    block = torch.searchsorted(below, uniform * total, right=True).clamp_(max=sums.shape[1] - 1)
+    rest = uniform * total - (below - sums).gather(1, block)
+    inside = blocks[torch.arange(len(block), device=block.device), block[:, 0]]
+    token = torch.searchsorted(inside.cumsum(-1, dtype=torch.float64), rest, right=True)
+    token = block * SUMMED_TOKENS + token.clamp_(max=SUMMED_TOKENS - 1)
+    return token.clamp_(max=weights.shape[1] - 1), total

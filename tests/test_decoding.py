@@ -21,7 +21,7 @@ from models import ARCHITECTURES, CONTEXT_LENGTH, build_model
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import PreTrainedModel
 
-from lm_envs import cuda_graphs, decoding
+from lm_envs import cuda_graphs, decoding, scoring
 from lm_envs.decoding import Decoder
 
 VOCAB_SIZE = 50
@@ -276,7 +276,7 @@ def test_a_reset_encodes_no_other_slot() -> None:
 
 
 def test_long_prefills_are_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 16)
+    monkeypatch.setitem(scoring.TOKENS_PER_PASS, "cpu", 16)
     model, contexts = make_model(), [list(range(2, 2 + n)) for n in (3, 40, 5, 17)]
     decoder, sizes = make_decoder(model), []
     hook = model.base_model.wte.register_forward_hook(lambda *args: sizes.append(tuple(args[1][0].shape)))

@@ -111,6 +111,23 @@ def test_many_improbable_tokens_add_up(dtype: torch.dtype, monkeypatch: pytest.M
     np.testing.assert_allclose(log_probs.numpy(), -17 - np.log(total), rtol=0, atol=accuracy)
 
 
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
+def test_the_draw_inverts_the_cumulative_distribution(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against numpy's search in the whole cumulative sum, over blocks of probability 0 as well."""
+    rng = np.random.default_rng(size)
+    logits = torch.from_numpy(rng.normal(0, 3, (300, size)))
+    excluded = torch.from_numpy(rng.random((300, size)) < 0.3)
+    excluded[:100, : size // 2] = True
+    excluded[:, rng.integers(size)] = False
+    uniform = torch.from_numpy(rng.random((300, 1)))
+    monkeypatch.setattr(sampling.torch, "rand", lambda size, **kwargs: uniform)
+    tokens, _ = sample(logits, action_mask=~excluded)
+    for row in range(300):
+        weights = np.where(excluded[row], 0.0, np.exp(logits[row]))
+        expected = np.searchsorted(weights.cumsum(), uniform[row].item() * weights.sum(), side="right")
+        assert tokens[row] == expected
+
+
 def test_generator_decides() -> None:
     logits = LOGITS.expand(50, 8)
     first, second, third = (
