@@ -158,18 +158,12 @@ class DecoderMachine(RuleBasedStateMachine):
         assert self.decoder.tokens_forwarded == self.forwarded
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_random_interleavings_are_exact(architecture: str, attention: str) -> None:
-    model = make_model(architecture)
-    model.set_attn_implementation(attention)
-    # Llama's and Qwen2's eager attention takes its softmax in float32.
-    atol = 1e-5 if attention == "eager" else 1e-10
-    machine = type("Machine", (DecoderMachine,), {"model": model, "atol": atol, "cache": {}})
+def run_machine(examples: int, **attributes: Any) -> None:
+    """Run a `DecoderMachine` with these attributes so many times."""
     run_state_machine_as_test(
-        machine,
+        type("Machine", (DecoderMachine,), {**attributes, "cache": {}}),
         settings=settings(
-            max_examples=25,
+            max_examples=examples,
             stateful_step_count=15,
             deadline=None,
             derandomize=True,
@@ -177,6 +171,16 @@ def test_random_interleavings_are_exact(architecture: str, attention: str) -> No
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_random_interleavings_are_exact(architecture: str, attention: str) -> None:
+    model = make_model(architecture)
+    model.set_attn_implementation(attention)
+    # Llama's and Qwen2's eager attention takes its softmax in float32.
+    atol = 1e-5 if attention == "eager" else 1e-10
+    run_machine(25, model=model, atol=atol)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -196,18 +200,7 @@ def test_recorded_steps_are_exact(architecture: str, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(cuda_graphs, "record", record)
     monkeypatch.setattr(decoding, "RECORDING_DEVICES", ("cpu",))
-    attributes = {"model": make_model(architecture), "atol": 1e-10, "cache": {}}
-    run_state_machine_as_test(
-        type("Machine", (DecoderMachine,), attributes),
-        settings=settings(
-            max_examples=8,
-            stateful_step_count=15,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(8, model=make_model(architecture), atol=1e-10)
     assert len(replays) > 10
 
 
