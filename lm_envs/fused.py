@@ -145,7 +145,9 @@ class FusedTrunk:
                 length = 1
             # The query heads that share a key head are so many queries to it.
             query = query.unflatten(2, (key_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-            attended = _attend(query, keys, values, grouped_mask, layer.scaling)
+            attended = F.scaled_dot_product_attention(
+                query, keys, values, attn_mask=grouped_mask, scale=layer.scaling
+            )
             attended = attended.unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4)
             hidden += layer.output(attended.reshape(n * length, -1))
             hidden += layer.mlp(layer.mlp_norm(hidden))
@@ -155,14 +157,6 @@ class FusedTrunk:
         """A mask (n, 1, T, width) for each query head of a group: (n, 1, groups * T, width)."""
         groups = self._heads // self._key_heads
         return mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
-
-
-def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Scaled dot-product attention; on a CPU, single queries read the cache faster in plain products."""
-    if query.shape[2] > 1 or query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
-    scores = torch.matmul(query * scaling, keys.transpose(2, 3)).add_(mask)
-    return torch.matmul(scores.softmax(-1), values)
 
 
 def _gpt2_layer(block: Any, dtype: torch.dtype) -> _Layer:

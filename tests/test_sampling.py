@@ -123,7 +123,7 @@ def test_the_draw_inverts_the_cumulative_distribution(size: int, monkeypatch: py
     monkeypatch.setattr(sampling.torch, "rand", lambda size, **kwargs: uniform)
     tokens, _ = sample(logits, action_mask=~excluded)
     for row in range(300):
-        weights = np.where(excluded[row], 0.0, np.exp(logits[row]))
+        weights = np.where(excluded[row].numpy(), 0.0, np.exp(logits[row].numpy()))
         expected = np.searchsorted(weights.cumsum(), uniform[row].item() * weights.sum(), side="right")
         assert tokens[row] == expected
 
