@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lm_envs.sampling import check_sampling_arguments
 from lm_envs.scoring import head, hidden_states, passes, token_log_probs
+from lm_envs.tokenization import token_array
 
 REMEMBERED_ROWS = 4096
 _recent: WeakKeyDictionary[nn.Module, dict[bytes, np.ndarray]] = WeakKeyDictionary()
@@ -46,6 +48,7 @@ def score_completions(
         ValueError: counts differ, a context is empty, a row is too long, an id is out of range; names the
             index.
     """
+    check_sampling_arguments(temperature, None, None)
     rows = _checked_rows(contexts, completions, vocab_size, context_length)
     kind = np.float64 if model.dtype == torch.float64 else np.float32
     log_probs, entropies = ([np.zeros(len(completion), kind) for completion in completions] for _ in range(2))
@@ -123,7 +126,8 @@ def _checked_rows(
     for i, (context, completion) in enumerate(zip(contexts, completions, strict=True)):
         if len(context) == 0:
             raise ValueError(f"contexts[{i}] is empty: the first token has nothing to be predicted from")
-        row = np.concatenate([np.asarray(context, np.int64), np.asarray(completion, np.int64)])
+        parts = (f"contexts[{i}]", context), (f"completions[{i}]", completion)
+        row = np.concatenate([token_array(name, part) for name, part in parts])
         if len(row) > context_length:
             raise ValueError(
                 f"contexts[{i}] + completions[{i}] is {len(row)} tokens; accepted: up to context_length = "

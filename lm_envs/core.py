@@ -13,6 +13,7 @@ from lm_envs.actions import check_action, check_actions
 from lm_envs.episodes import EpisodeArrays, Episodes, Step
 from lm_envs.randomness import FORK, mix
 from lm_envs.replay import pack, replay
+from lm_envs.rewards.base import whole_number
 from lm_envs.tasks import Task, make_task
 from lm_envs.tasks.tokenized import TokenizedTask
 from lm_envs.view import ACTIONS, View
@@ -85,8 +86,8 @@ class EnvCore:
         window = language_model.context_length
         if context_length is None:
             context_length = window
-        context_length = whole("context_length", context_length, 2, window)
-        max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, context_length - 1)
+        context_length = whole_number("context_length", context_length, 2, window)
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, context_length - 1)
         task = make_task(task, language_model, task_kwargs)
         tokenized = TokenizedTask(
             task,
@@ -105,7 +106,7 @@ class EnvCore:
             pad_token_id=language_model.pad_token_id,
         )
         if actions == "top_k":
-            top_k = whole("top_k", top_k, 1, language_model.vocab_size)
+            top_k = whole_number("top_k", top_k, 1, language_model.vocab_size)
         view = View(language_model, task, episodes, observation=observation, actions=actions, top_k=top_k)
         turns = None if actions in ACTIONS else tokenized.choices(actions)
         return cls(language_model, task, episodes, view, turns)
@@ -138,11 +139,14 @@ class EnvCore:
         """The token ids of a text as one whole turn; see `TokenizedTask.turn`.
 
         Raises:
-            InvalidAction: the text cannot be encoded, or this environment's task does not speak text.
+            InvalidAction: the text cannot be encoded, this environment's task does not speak text, or some of
+                the turn is written already.
         """
-        task = self.episodes.task
+        task, a = self.episodes.task, self.episodes.arrays
         if not isinstance(task, TokenizedTask):
             raise InvalidAction(f"this environment's actions are tokens, got the text {text!r:.80}")
+        if written := a.lengths[0] - a.turn_starts[0]:
+            raise InvalidAction(f"a text is a whole turn, and {written} tokens of this one are written")
         try:
             return task.turn(str(text))
         except ValueError as error:
@@ -172,7 +176,8 @@ class EnvCore:
 
     def clone_state(self, include_rng: bool) -> ClonedState:
         """See `TextGenEnv.clone_state`."""
-        arrays, cache = self.episodes.arrays.copy(), self.view.snapshot()
+        arrays = self.episodes.arrays.copy()
+        cache = self.view.snapshot() if isinstance(self.view, View) else None
         offers = {key: values.copy() for key, values in self.offers.items()}
         return ClonedState(arrays, offers, cache, include_rng)
 
@@ -196,15 +201,26 @@ class EnvCore:
             arrays.dice = mix(np.where(begun, now.dice, arrays.dice), FORK)
         self.episodes.arrays = arrays
         self.offers = {key: values.copy() for key, values in state.offers.items()}
-        if state.cache is not None:
+        if isinstance(self.view, View) and state.cache is not None:
             self.view.restore(state.cache)
 
     def get_state(self) -> dict[str, np.ndarray]:
         """See `TextGenEnv.get_state`."""
-        return pack(self.episodes.arrays)
+        e = self.episodes
+        limits = np.array([e.context_length, e.max_new_tokens, self.num_actions])
+        return {**pack(e.arrays), "limits": limits}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """See `TextGenEnv.set_state`."""
+        ours = self.get_state()
+        if missing := sorted({*ours, "np_random"} - set(state)):
+            raise ValueError(f"the state lacks {missing}")
+        theirs, here = (tuple(each["limits"].tolist()) for each in (state, ours))
+        if theirs != here:
+            raise ValueError(
+                "the state does not fit this environment: (context_length, max_new_tokens, number of "
+                f"actions) {theirs}, here {here}"
+            )
         with self.episodes.atomic():
             replay(self.episodes, state)
             begun = np.flatnonzero(self.episodes.arrays.episodes >= 0)
@@ -216,13 +232,6 @@ class EnvCore:
 def draw_keys(rng: np.random.Generator, size: int) -> np.ndarray:
     """`size` new keys, (size,) uint64."""
     return rng.integers(0, 2**64 - 1, size=size, dtype=np.uint64, endpoint=True)
-
-
-def whole(name: str, value: Any, low: int, high: int) -> int:
-    """`value` as an int; ValueError naming it unless it is an integer in low..high."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise ValueError(f"{name} must be an integer in {low}..{high}, got {value!r}")
-    return int(value)
 
 
 def _check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:

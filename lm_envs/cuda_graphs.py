@@ -35,13 +35,14 @@ def record(forward: Pass, inputs: Tensor) -> Pass:
     harm when it is run twice.
     """
     static = inputs.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    # The tensors' device need not be the current one, whose stream would record nothing of them.
+    current, stream = torch.cuda.current_stream(inputs.device), torch.cuda.Stream(inputs.device)
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         forward(static)
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         output = forward(static)
 
     def replay(inputs: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from lm_envs.cuda_graphs import RecordedPasses
 from lm_envs.fused import FusedTrunk, fuse, linear, untouched
 from lm_envs.kv_cache import SlotCache
 from lm_envs.scoring import head, passes, trunk
+from lm_envs.tokenization import token_array
 
 # Where steps of all slots are recorded and replayed.
 RECORDING_DEVICES = ("cuda",)
@@ -98,7 +99,7 @@ class Decoder:
             ValueError: a length, token or slot out of range.
         """
         slots = self._check_slots(slots)
-        contexts, lengths = np.asarray(input_ids, np.int64), np.asarray(lengths, np.int64)
+        contexts, lengths = token_array("input_ids", input_ids), np.asarray(lengths, np.int64)
         if contexts.ndim != 2 or len(contexts) != len(slots) or lengths.shape != slots.shape:
             raise ValueError(
                 f"input_ids and lengths must be ({len(slots)}, L) and ({len(slots)},), "
@@ -146,7 +147,8 @@ class Decoder:
         """
         lengths = np.array([len(context) for context in contexts], np.int64)
         padded = np.zeros((len(contexts), lengths.max(initial=1)), np.int64)
-        padded[np.arange(padded.shape[1]) < lengths[:, None]] = [t for context in contexts for t in context]
+        tokens = token_array("contexts", [token for context in contexts for token in context])
+        padded[np.arange(padded.shape[1]) < lengths[:, None]] = tokens
         return self.advance(padded, lengths, slots)
 
     def step(self, tokens: ArrayLike, slots: ArrayLike | None = None) -> Tensor:
@@ -163,7 +165,7 @@ class Decoder:
             ValueError: a token or slot out of range, or a slot that is full.
         """
         slots = self._check_slots(slots)
-        tokens = np.asarray(tokens, np.int64)
+        tokens = token_array("tokens", tokens)
         if tokens.shape != slots.shape:
             raise ValueError(f"tokens must have shape {slots.shape}, one per slot, got {tokens.shape}")
         if len(slots):

@@ -191,6 +191,8 @@ def _layer_norm(norm: nn.LayerNorm) -> Function:
 def _rms_norm(norm: Any) -> Function:
     # As transformers: in float32 whatever the dtype, but for the weight.
     weight, eps = norm.weight, norm.variance_epsilon
+    if weight.dtype == torch.float64:  # to the last bit: a GPU's kernel adds up in another order
+        return norm.forward
     return lambda x: F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype).mul_(weight)
 
 
@@ -225,6 +227,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     features = weight.shape[0] - weight.shape[0] % BLOCK
     blocked = (
         len(x) in BLOCKED_INPUTS
+        and features > 0
         and x.dtype == weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and weight.numel() > SMALL_MATRIX

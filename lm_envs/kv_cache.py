@@ -40,7 +40,6 @@ class SlotCache(Cache):
         Returns:
             (n, T, width) bool, which of the cached positions each new token attends to.
         """
-        self.reserve(longest)
         self._rows = rows
         every = torch.arange(self.num_slots, device=positions.device)
         self._write_rows = (every if rows is None else rows)[:, None, None]

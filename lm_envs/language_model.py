@@ -73,7 +73,8 @@ class LanguageModel:
         Raises:
             ModelError: a file is missing, damaged, unsafe (pickle, remote code) or does not fit; names path
                 and file.
-            ValueError: device or dtype unknown, or chat=True without a chat template.
+            ValueError: device or dtype unknown or, when the weights are loaded, not there; or chat=True
+                without a chat template.
         """
         language_model = cls(path_or_hub_id, device=device, dtype=dtype, chat=chat)
         if not lazy:
@@ -89,9 +90,7 @@ class LanguageModel:
         chat: bool = False,
     ) -> None:
         """As `load(..., lazy=True)`."""
-        self._device, self._dtype = str(device), str(dtype).removeprefix("torch.")
-        if self._device.partition(":")[0] not in ("auto", *DEVICES):
-            raise ValueError(f"device must be 'auto' or one of {', '.join(DEVICES)}, got {device!r}")
+        self._device, self._dtype = check_device(device), str(dtype).removeprefix("torch.")
         if self._dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}")
         self.name = "bundled" if path_or_hub_id is None else str(path_or_hub_id)
@@ -203,6 +202,12 @@ class LanguageModel:
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(str, text)
 
+    def decode_after(self, context_ids: Sequence[int], token_ids: Sequence[int]) -> str:
+        """The text that tokens add to a context's: some tokenizers decode no blank at a text's beginning."""
+        context = list(context_ids[-8:])
+        before, text = self.decode(context), self.decode([*context, *token_ids])
+        return text[len(before) :] if text.startswith(before) else self.decode(token_ids)
+
     def log_probs(
         self,
         contexts: Sequence[Sequence[int]],
@@ -277,6 +282,14 @@ class LanguageModel:
     @cached_property
     def _adds_bos(self) -> bool:
         return self.tokenizer.encode("a")[:1] == [self.bos_token_id]
+
+
+def check_device(device: object) -> str:
+    """A device's name; ValueError unless it is "auto" or one of `DEVICES`, with or without a number."""
+    name, _, number = str(device).partition(":")
+    if str(device) != "auto" and (name not in DEVICES or not (number.isdecimal() or name == str(device))):
+        raise ValueError(f"device must be 'auto' or one of {', '.join(DEVICES)}, as 'cuda:1', got {device!r}")
+    return str(device)
 
 
 def _rebuild(path: str | None, device: str, dtype: str, chat: bool) -> LanguageModel:

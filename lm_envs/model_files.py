@@ -53,6 +53,12 @@ def refuse_remote_code(config: Mapping[str, Any], source: object) -> None:
         )
 
 
+def file_stamp(path: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of a folder's files that decide a model: another stamp is another model."""
+    files = sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("config.json"))
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
 def verify_checksums(folder: Path) -> None:
     """Compare every file listed in folder/SHA256SUMS (`<hex>  <name>` lines) with its SHA-256.
 

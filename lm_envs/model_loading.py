@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,10 +15,14 @@ from transformers.utils import logging as transformers_logging
 
 from lm_envs.decoding import Decoder
 from lm_envs.errors import ModelError
+from lm_envs.model_files import file_stamp
 from lm_envs.scoring import head, hidden_states
 
 # Accepted |difference| of logits, relative to the largest: rounding stays well below, a wrong mask far above.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+# What older versions of transformers saved beside the weights: masks, and the rotary embedding's angles.
+OLD_BUFFERS = re.compile(r"\.(masked_bias|attn\.bias|attention\.bias|rotary_emb\.inv_freq)$")
 
 _shared: WeakValueDictionary[tuple[Any, ...], PreTrainedModel] = WeakValueDictionary()
 
@@ -31,10 +35,7 @@ def shared_model(
     Raises:
         ModelError: as `load_model`.
     """
-    # Files that were written anew since (a checkpoint, say) are another model.
-    files = sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("config.json"))
-    stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    key = (path, device, dtype, stamp)
+    key = (path, device, dtype, file_stamp(path))
     model = _shared.get(key)
     if model is None:
         model = load_model(path, device=device, dtype=dtype)
@@ -66,7 +67,9 @@ def load_model(path: str, *, device: torch.device, dtype: torch.dtype) -> PreTra
             f"{path}: model.safetensors and config.json do not make a causal language model: {error}"
         ) from error
     prefix = model.base_model_prefix + "."
-    surplus = [key for key in report["unexpected_keys"] if key.startswith(prefix)]
+    surplus = [
+        key for key in report["unexpected_keys"] if key.startswith(prefix) and not OLD_BUFFERS.search(key)
+    ]
     for problem, keys in (
         ("lacks weights that config.json asks for", report["missing_keys"]),
         ("holds weights of another shape than config.json asks for", report["mismatched_keys"]),
@@ -75,7 +78,7 @@ def load_model(path: str, *, device: torch.device, dtype: torch.dtype) -> PreTra
         if keys:
             names = ", ".join(str(key) for key in sorted(keys, key=str)[:3])
             raise ModelError(f"{path}: model.safetensors {problem}: {names} ({len(keys)} in all)")
-    return model.requires_grad_(False).eval().to(device)
+    return on_device(model.requires_grad_(False).eval(), device)
 
 
 @torch.no_grad()
@@ -110,6 +113,16 @@ def check_decoding(model: PreTrainedModel, path: str, *, vocab_size: int, contex
         raise ModelError(f"{unsupported}: its logits are not its output embeddings times its hidden states")
     if (decoded - expected[[0, 1], lengths - 1]).abs().max() > tolerance:
         raise ModelError(f"{unsupported}: decoding with a key/value cache differs from a full forward pass")
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on a device; ValueError if there is none such."""
+    try:
+        return model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError) as error:  # each kind of device has its own
+        raise ValueError(f"device={str(device)!r} cannot be used here: {error}") from error
 
 
 @contextmanager

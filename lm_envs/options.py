@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_envs.rewards.base import whole_number
 from lm_envs.tasks.prompts import check_text
 
 OPTIONS = ("prompt", "task_index")
@@ -27,10 +28,7 @@ def check_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     if "prompt" in options:
         check_text(options["prompt"], "options['prompt']")
     if "task_index" in options:
-        index = options["task_index"]
-        if isinstance(index, bool) or not isinstance(index, int | np.integer) or index < 0:
-            raise ValueError(f"options['task_index'] must be an integer >= 0, got {index!r}")
-        options["task_index"] = int(index)
+        options["task_index"] = whole_number("options['task_index']", options["task_index"], 0)
     return options
 
 

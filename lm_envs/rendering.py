@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from gymnasium import logger
+from gymnasium.error import ResetNeeded
 
 if TYPE_CHECKING:
     from lm_envs.core import EnvCore
@@ -63,6 +64,9 @@ class Renderer:
         """A str for "ansi"; for "rgb_array" the task's frame, or text in (400, 800, 3) uint8; else None."""
         if self._mode is None:
             logger.warn('render() needs a render_mode: gymnasium.make(id, render_mode="ansi"), say')
+            return None
+        if self._core.episodes.arrays.episodes[slot] < 0:
+            raise ResetNeeded("call reset() before render()")
         if self._mode == "ansi":
             pieces = self._pieces(slot, with_probabilities=False)
             text = "".join(f"{_BOLD}{piece.text}{_PLAIN}" if piece.own else piece.text for piece in pieces)

@@ -7,6 +7,7 @@ same `start` and `respond` calls lead to the same states.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,7 +24,7 @@ def pack(arrays: EpisodeArrays) -> dict[str, np.ndarray]:
         The (B,) arrays keys, episodes, origin, dice, running, steps and returns of `EpisodeArrays`; `options`
         (B,) JSON texts; `turns` (B,) earlier turns per slot; `turn_dice` (M,) uint64 and `turn_lengths` (M,)
         int64 of these turns, slot by slot; `turn_tokens` all their tokens; `lengths` (B,) and `tokens` the
-        tokens of the turns in progress.
+        tokens of the turns in progress; `contexts` (B,) uint32 checksums of what is before these.
     """
     own = [
         row[start:end].tolist()
@@ -40,6 +41,7 @@ def pack(arrays: EpisodeArrays) -> dict[str, np.ndarray]:
         "turn_tokens": np.array([token for _, tokens in earlier for token in tokens], np.int64),
         "lengths": np.array([len(tokens) for tokens in own], np.int64),
         "tokens": np.array([token for tokens in own for token in tokens], np.int64),
+        "contexts": _checksums(arrays),
     }
 
 
@@ -47,7 +49,8 @@ def replay(episodes: Episodes, state: Mapping[str, np.ndarray]) -> None:
     """Brings episodes to a packed state by starting them again and answering their earlier turns again.
 
     Raises:
-        ValueError: the state is of another number of slots, or the task does not go the same way again.
+        ValueError: the state is of another number of slots, or the task does not go the same way again, with
+            other prompts, say.
     """
     a = episodes.arrays
     if np.shape(state["keys"]) != a.keys.shape:
@@ -71,6 +74,11 @@ def replay(episodes: Episodes, state: Mapping[str, np.ndarray]) -> None:
         answers, truncated = episodes.answer(slots, reasons)
         if answers.done.any() or truncated.any():
             raise ValueError("the state cannot be replayed: the task now ends an episode that went on")
+    strayed = begun[_checksums(a)[begun] != state["contexts"][begun]]
+    if len(strayed):
+        raise ValueError(
+            f"the state cannot be replayed: slot(s) {strayed.tolist()} would be in another context"
+        )
     current = _split(state["tokens"], state["lengths"])
     _write(episodes, begun, [current[slot] for slot in begun])
     for name in _COPIED:
@@ -82,6 +90,12 @@ def replay(episodes: Episodes, state: Mapping[str, np.ndarray]) -> None:
         answers, truncated = episodes.answer(last, episodes.finish_reasons(last))
         if not (answers.done | truncated).all():
             raise ValueError("the state cannot be replayed: the task now goes on with an episode that ended")
+
+
+def _checksums(arrays: EpisodeArrays) -> np.ndarray:
+    """Of each slot's context before its turn in progress, (B,) uint32."""
+    rows = zip(arrays.tokens.astype(np.int64), arrays.turn_starts, strict=True)
+    return np.array([zlib.crc32(row[:start].tobytes()) for row, start in rows], np.uint32)
 
 
 def _split(tokens: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

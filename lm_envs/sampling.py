@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ SUMMED_TOKENS = 256
 
 def check_sampling_arguments(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise ValueError, naming argument, value and range, unless all three are valid."""
-    if not (temperature > 0 and math.isfinite(temperature)):
+    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
     if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
         raise ValueError(f"top_k must be None or an integer >= 1, got {top_k!r}")
@@ -33,7 +33,7 @@ def filter_logits(
     top_p: float | None = None,
     action_mask: Tensor | None = None,
 ) -> Tensor:
-    """Logits of the distribution that is sampled from: action mask, temperature, top-k, top-p, in this order.
+    """Logits of the distribution that is sampled from: temperature, action mask, top-k, top-p, in this order.
 
     top-k and top-p keep what the logits processors of Hugging Face transformers keep: ties with the k-th
     largest logit stay; top-p keeps the smallest set of most probable tokens whose probability reaches top_p.
@@ -60,7 +60,8 @@ def filter_logits(
 def _check(broken: Tensor, empty: Tensor) -> None:
     if (broken | empty).any():
         if broken.any():
-            raise FloatingPointError(f"logits of rows {broken.nonzero()[:, 0].tolist()} hold NaN or +inf")
+            rows = broken.nonzero()[:, 0].tolist()
+            raise FloatingPointError(f"logits of rows {rows} hold NaN or +inf (divided by the temperature)")
         raise ValueError(f"action_mask leaves no token to choose in rows {empty.nonzero()[:, 0].tolist()}")
 
 
@@ -70,14 +71,14 @@ def _filter(
     """Filtered logits (B, V), and which rows (B,) are broken or have no token left."""
     check_sampling_arguments(temperature, top_k, top_p)
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if temperature != 1:
+        logits = logits / temperature
     largest = logits.amax(-1)  # NaN if any logit is
     broken = ~(largest < torch.inf)
     if action_mask is not None:
         logits = logits.masked_fill(~action_mask.to(logits.device, torch.bool), -torch.inf)
         largest = logits.amax(-1)
     empty = largest == -torch.inf
-    if temperature != 1:
-        logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         smallest_kept = logits.topk(int(top_k)).values[:, -1:]
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from lm_envs.sampling import check_sampling_arguments
+
 # Logits held at a time; 2**21 float32 are 8 MiB, which still fits a CPU's last cache level. With fewer rows
 # than these a chunk's time would be that of reading a large head and of adding up its gradients.
 LOGITS_PER_CHUNK = 2**21
@@ -110,8 +112,7 @@ def token_log_probs(
         ValueError: temperature is not positive.
         FloatingPointError: a row's logits hold NaN or +inf, or its mask excludes every token.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature!r}")
+    check_sampling_arguments(temperature, None, None)
     if action_mask is not None:
         action_mask = action_mask.expand(len(tokens), vocab_size)
     weights = [weight for weight in head.parameters() if weight.requires_grad]

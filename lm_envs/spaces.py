@@ -43,14 +43,6 @@ class UnicodeText(Space[str]):
         """Whether x is a str that is not too long."""
         return isinstance(x, str) and len(x) <= self.max_length
 
-    def to_jsonable(self, sample_n: Any) -> list[str]:
-        """Strings are JSON already."""
-        return list(sample_n)
-
-    def from_jsonable(self, sample_n: list[Any]) -> list[str]:
-        """Strings are JSON already."""
-        return list(sample_n)
-
     def __repr__(self) -> str:
         return f"UnicodeText({self.max_length})"
 

@@ -27,6 +27,7 @@ from lm_envs.rewards.base import check_texts, column_rows
 from lm_envs.rewards.checking import finite_float
 from lm_envs.tasks.base import Append, Completion, Feedback, Replace, Task
 from lm_envs.tasks.prompts import check_text
+from lm_envs.tasks.tokenized import check_feedback
 from lm_envs.view import ACTIONS, OBSERVATIONS
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _play(task: Task, model: Any, max_turns: int, tolerance: float, mode: str | 
         completions = [finished[episode.slot] for episode in episodes]
         feedbacks = _check_respond(task, episodes, completions, turn, tolerance) if episodes else []
         for episode, completion, feedback in zip(episodes, completions, feedbacks, strict=True):
-            _check_feedback(episode.slot, completion, feedback, model)
+            _check_feedback(completion, feedback, model)
             episode.go_on(completion, feedback, model)
         _check_looks(task, episodes, tolerance)
         episodes = [episode for episode in episodes if not episode.done]
@@ -275,30 +276,24 @@ def _check_respond(
     return together
 
 
-def _check_feedback(slot: int, completion: Completion, feedback: Any, model: Any) -> None:
+def _check_feedback(completion: Completion, feedback: Any, model: Any) -> None:
+    """What the environment checks, and what only this package's users would miss."""
+    slot = completion.slot
     where = f"respond, slot {slot} (completion {completion.text!r})"
-    if not isinstance(feedback, Feedback):
-        raise TypeError(f"{where}: expected a Feedback, got {feedback!r}")
-    if not isinstance(feedback.info, Mapping) or not all(isinstance(key, str) for key in feedback.info):
-        raise TypeError(f"{where}: info must be a dict with str keys, got {feedback.info!r}")
+    check_feedback(feedback, completion)
     parts = feedback.info.get("reward_parts", {})
     if not isinstance(parts, Mapping):
         raise TypeError(f"{where}: info['reward_parts'] must be a dict name -> float, got {parts!r}")
-    for name, value in {"reward": feedback.reward, **parts}.items():
+    for name, value in parts.items():
         if finite_float(value) is None:
             message = f"{where}: {name} must be a finite number, got {value!r}"
             raise RewardError(message, slot=slot, text=completion.text, value=value)
-    for name in ("done", "truncated"):
-        if not isinstance(value := getattr(feedback, name), bool | np.bool_):
-            raise TypeError(f"{where}: {name} must be a bool, got {value!r}")
     if feedback.state is not None:
         _check_state(where, feedback.state, model)
     if isinstance(feedback.context, Replace):
         _check_prompt(f"{where}: text of Replace", feedback.context.text, model)
     elif isinstance(feedback.context, Append):
         check_text(feedback.context.text, f"{where}: text of Append")
-    elif feedback.context is not None:
-        raise TypeError(f"{where}: context must be Append, Replace or None, got {feedback.context!r}")
 
 
 def _check_state(where: str, state: Any, model: Any) -> None:

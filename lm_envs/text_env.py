@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
 
 from lm_envs.actions import Turn
 from lm_envs.core import ClonedState, EnvCore, draw_keys
@@ -231,13 +232,14 @@ class TextGenEnv(gymnasium.Env):
                 long.
         """
         checked = check_options(options) if options else {}
-        super().reset(seed=seed)
         episodes = self._core.episodes
         with episodes.atomic() if checked else episodes.guarded():
             if seed is not None or episodes.arrays.episodes[0] < 0:
-                episodes.seed(self._slots, draw_keys(self.np_random, 1))
+                rng = self.np_random if seed is None else seeding.np_random(seed)[0]
+                episodes.seed(self._slots, draw_keys(rng, 1))
             episodes.begin(self._slots, checked)
             observation, info = self._look()
+        super().reset(seed=seed)
         self._renderer.show(0)
         return observation, info
 
@@ -300,6 +302,7 @@ class TextGenEnv(gymnasium.Env):
             ValueError: the state is of an environment with another window or other candidates.
         """
         self._core.restore_state(state)
+        self._show_mask()
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The resumable state: plain arrays, for `numpy.savez` without pickles. See `set_state`."""
@@ -316,12 +319,21 @@ class TextGenEnv(gymnasium.Env):
         """
         self._core.set_state(state)
         unpack_generator(self.np_random, state["np_random"])
+        self._show_mask()
+
+    def close(self) -> None:
+        """Closes what the task holds, if it has a method `close`."""
+        getattr(self.task, "close", lambda: None)()
 
     def _look(self) -> tuple[Any, dict[str, Any]]:
         batch, offers = self._core.view.look(self._slots)
         self._core.offers = offers or {}
-        if isinstance(self.action_space, MaskedDiscrete):
-            self.action_space.mask = self._core.offers["action_mask"][0].copy()
+        self._show_mask()
         info = {key: values[0].copy() for key, values in self._core.offers.items()}
         observation = {key: value[0] for key, value in batch.items()} if isinstance(batch, dict) else batch[0]
         return observation, info
+
+    def _show_mask(self) -> None:
+        """Lets `action_space.sample()` keep to what is allowed now."""
+        if isinstance(self.action_space, MaskedDiscrete):
+            self.action_space.mask = self._core.offers["action_mask"][0].copy()

@@ -7,6 +7,9 @@ from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from lm_envs.errors import ModelError
 from lm_envs.model_files import read_json
 
@@ -65,8 +68,9 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, special: Set[int], text: str
 def encode_chat(tokenizer: PreTrainedTokenizerBase, special: Set[int], text: str) -> list[int]:
     """The chat template around one user message, with the generation prompt behind it.
 
-    The template is rendered around a placeholder. What stands between the special tokens before and after it
-    is encoded in one piece with the text in it, as it would be in the rendered whole.
+    The ids are those of `apply_chat_template`. Where the text holds what looks like a special token, the
+    template is rendered around a placeholder instead, and what stands between the special tokens before and
+    after it is encoded in one piece with the text in it.
 
     Args:
         tokenizer: one with a chat template.
@@ -77,18 +81,32 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, special: Set[int], text: str
         ValueError: as `encode_text`, or the template does not hold the message exactly once.
     """
     _check_text(text)
+
+    def render(content: str) -> str:
+        message = [{"role": "user", "content": content}]
+        return cast(str, tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+
     placeholder = "c5f0d7e1a9"
-    message = [{"role": "user", "content": placeholder}]
-    rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    before, found, after = cast(str, rendered).partition(placeholder)
+    rendered = render(placeholder)
+    before, found, after = rendered.partition(placeholder)
     if not found or placeholder in after:
         raise ValueError(f"the chat template must hold the message exactly once, but gives {rendered!r}")
     tokens = sorted(tokenizer.convert_ids_to_tokens(list(special)), key=len, reverse=True)
     pattern = re.compile("|".join(re.escape(token) for token in tokens))
+    if not pattern.search(text):
+        return tokenizer.encode(render(text), add_special_tokens=False)
     begin = max((match.end() for match in pattern.finditer(before)), default=0)
     end = next((match.start() for match in pattern.finditer(after)), len(after))
     left, right = (tokenizer.encode(part, add_special_tokens=False) for part in (before[:begin], after[end:]))
     return [*left, *encode_text(tokenizer, special, before[begin:] + text + after[:end]), *right]
+
+
+def token_array(name: str, token_ids: ArrayLike) -> np.ndarray:
+    """Token ids as int64; ValueError naming them if they are not integers."""
+    array = np.asarray(token_ids)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got {array.dtype} {token_ids!r:.60}")
+    return array.astype(np.int64, copy=False)
 
 
 def _check_text(text: object) -> None:

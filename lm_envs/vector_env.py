@@ -16,6 +16,7 @@ from lm_envs.episodes import Step
 from lm_envs.options import check_options, check_reset_mask
 from lm_envs.rendering import Renderer
 from lm_envs.replay import pack_generator, unpack_generator
+from lm_envs.rewards.base import whole_number
 from lm_envs.spaces import MaskedDiscrete, MaskedMultiDiscrete
 from lm_envs.tasks import Task
 
@@ -79,10 +80,9 @@ class TextGenVectorEnv(VectorEnv):
         render_mode: str | None,
     ) -> None:
         """What every constructor does: checks the arguments and makes the core for so many slots."""
-        for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        self.num_envs = num_envs
+        self.num_envs = num_envs = whole_number("num_envs", num_envs, 1)
+        if max_episode_steps is not None:
+            max_episode_steps = whole_number("max_episode_steps", max_episode_steps, 1)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.max_episode_steps = max_episode_steps
@@ -146,7 +146,6 @@ class TextGenVectorEnv(VectorEnv):
             slots = check_reset_mask(options.pop("reset_mask"), self.num_envs)
         checked = check_options(options)
         seeds = self._seeds(seed)
-        super().reset(seed=seeds[0])
         episodes = self._core.episodes
         with episodes.atomic():
             for slot in slots[[seeds[slot] is not None for slot in slots]]:
@@ -158,6 +157,8 @@ class TextGenVectorEnv(VectorEnv):
             if (episodes.arrays.episodes < 0).any():
                 raise ValueError("options['reset_mask'] must select every slot in the first reset")
             observation, offers = self._core.view.look(episodes.all_slots)
+        # Slots without a seed draw theirs here: it must not be seeded as the first slot is.
+        super().reset(seed=None if None in seeds else seeds[0])
         infos: dict[str, Any] = {}
         self._offer(infos, offers, slots)
         return observation, infos
@@ -213,6 +214,7 @@ class TextGenVectorEnv(VectorEnv):
     def restore_state(self, state: ClonedState) -> None:
         """Goes back to what `clone_state` returned; see `TextGenEnv.restore_state`."""
         self._core.restore_state(state)
+        self._show_mask()
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The resumable state of all slots in plain arrays; see `TextGenEnv.get_state`."""
@@ -222,15 +224,25 @@ class TextGenVectorEnv(VectorEnv):
         """Brings an environment made alike to what `get_state` returned; see `TextGenEnv.set_state`."""
         self._core.set_state(state)
         unpack_generator(self.np_random, state["np_random"])
+        self._show_mask()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Closes what the task holds, if it has a method `close`."""
+        getattr(self.task, "close", lambda: None)()
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
         if isinstance(seed, int | np.integer):
             return [int(seed) + slot for slot in range(self.num_envs)]
+        if not isinstance(seed, Sequence | np.ndarray):
+            raise TypeError(f"seed must be None, an integer or a sequence of {self.num_envs}, got {seed!r}")
         if len(seed) != self.num_envs:
             raise ValueError(f"seed must have one entry per slot ({self.num_envs}), got {len(seed)}")
-        return [None if value is None else int(value) for value in seed]
+        return [
+            None if value is None else whole_number(f"seed[{slot}]", value, 0)
+            for slot, value in enumerate(seed)
+        ]
 
     def _spread(self, result: Step, stepped: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rewards, terminations and truncations of all slots; 0 and False where a slot was not stepped."""
@@ -268,9 +280,13 @@ class TextGenVectorEnv(VectorEnv):
         if not offers:
             return
         self._core.offers = offers
-        if isinstance(self.action_space, MaskedMultiDiscrete):
-            self.action_space.mask = offers["action_mask"].copy()
+        self._show_mask()
         for key, values in offers.items():
             infos[key] = np.zeros_like(values)
             infos[key][slots] = values[slots]
             infos[f"_{key}"] = np.isin(self._core.episodes.all_slots, slots)
+
+    def _show_mask(self) -> None:
+        """Lets `action_space.sample()` keep to what is allowed now."""
+        if isinstance(self.action_space, MaskedMultiDiscrete):
+            self.action_space.mask = self._core.offers["action_mask"].copy()

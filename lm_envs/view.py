@@ -68,6 +68,10 @@ class View:
         self._decoder: Decoder | None = None
         self.observation_space = self._make_observation_space()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies share the frozen weights, and read the contexts anew.
+        return {**self.__dict__, "_decoder": None}
+
     @property
     def decoder(self) -> Decoder:
         """The slots' contexts in the language model; made when first needed."""

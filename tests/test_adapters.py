@@ -293,6 +293,21 @@ def test_environments_are_used_again(tiny_gpt2: str) -> None:
     assert Guess.made == made + 1
 
 
+@pytest.mark.parametrize("vector", [False, True])
+def test_closing_closes_them(tiny_gpt2: str, vector: bool) -> None:
+    closed = []
+
+    class Closing(Guess):
+        def close(self) -> None:
+            closed.append(self)
+
+    settings = {"task": FromGymnasium(Closing), "model": tiny_gpt2}
+    env: Any = TextGenVectorEnv(2, **settings) if vector else TextGenEnv(**settings)
+    env.reset(seed=0)
+    env.close()
+    assert len(closed) == (2 if vector else 1)
+
+
 def test_there_and_back(tiny_gpt2: str) -> None:
     """An environment of this package, turn by turn, is a foreign environment, too."""
 

@@ -95,7 +95,7 @@ BAD_FILES = [
     ),
     ("a.jsonl", b'{"prompt": "x", "slots": 1}', r"line 1: the column 'slots' has a name"),
     ("a.csv", b"text\nx\n", r"a\.csv, line 2 has no column 'prompt'"),
-    ("a.json", b"x", r"a\.json must be one of the kinds \.jsonl, \.csv, \.parquet"),
+    ("a.json", b"x", r"a\.json must be one of the kinds \.txt, \.jsonl, \.csv, \.parquet"),
 ]
 
 

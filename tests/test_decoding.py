@@ -380,7 +380,11 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="tokens must have shape"):
         decoder.step([1, 2, 3])
     with pytest.raises(ValueError, match="input_ids and lengths must be"):
-        decoder.advance(np.zeros((4, 3)), [1, 2, 3])
+        decoder.advance(np.zeros((4, 3), int), [1, 2, 3])
+    with pytest.raises(ValueError, match=r"tokens must be integers, got float64 \[1.9"):
+        decoder.step([1.9, 1, 1, 1])
+    with pytest.raises(ValueError, match="contexts must be integers, got bool"):
+        decoder.prefill([0], [[True]])
     for slots in ([0, 0], [4], [-1]):
         with pytest.raises(ValueError, match="slots must be distinct, in 0 to 3"):
             decoder.step([1] * len(slots), slots)

@@ -65,6 +65,13 @@ class Faulty(Dialogue):
         return self.answers
 
 
+@pytest.mark.parametrize("reward", [2, np.float32(2), np.array(2.0), torch.tensor(2.0)])
+def test_rewards_are_numbers_of_any_kind(tiny_gpt2: str, reward: Any) -> None:
+    env = TextGenEnv(Faulty([Feedback(reward)]), tiny_gpt2)
+    env.reset(seed=0)
+    assert env.step(env.language_model.eos_token_id)[1:4] == (2.0, True, False)
+
+
 @pytest.mark.parametrize(
     ("answers", "error", "message"),
     [
@@ -76,8 +83,10 @@ class Faulty(Dialogue):
         ([Feedback(done=None)], TypeError, "done must be a bool, got None for slot 0"),  # type: ignore[arg-type]
         ([Feedback(truncated=1)], TypeError, "truncated must be a bool, got 1 for slot 0"),  # type: ignore[arg-type]
         ([Feedback(context="x")], TypeError, "must be Append, Replace or None"),  # type: ignore[arg-type]
-        ([Feedback(info=None)], TypeError, "info must be a dict, got None for slot 0"),  # type: ignore[arg-type]
+        ([Feedback(info=None)], TypeError, "info must be a dict with str keys, got None for slot 0"),  # type: ignore[arg-type]
         ([Feedback(info={"prompt": "x"})], ValueError, r"not have the keys \['prompt'\], .* slot 0"),
+        ([Feedback(info={"candidates": 1})], ValueError, r"not have the keys \['candidates'\]"),
+        ([Feedback(info={1: 2})], TypeError, "info must be a dict with str keys"),  # type: ignore[dict-item]
     ],
 )
 def test_bad_feedback_is_refused(tiny_gpt2: str, answers: Any, error: type[Exception], message: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 from typing import Any
 
 import gymnasium
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
-from tasks import Board, Dialogue
+from tasks import Board, Dialogue, Walk
 
 from lm_envs.text_env import TextGenEnv
 from lm_envs.vector_env import TextGenVectorEnv
@@ -30,6 +32,10 @@ def play(env: Any, steps: int, seed: int) -> list[Any]:
         if log[-1][2] or log[-1][3]:
             log.append(env.reset())
     return log
+
+
+def same(state: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return state.keys() == other.keys() and all(np.array_equal(state[key], other[key]) for key in state)
 
 
 # Seeds
@@ -60,6 +66,30 @@ def test_unseeded_environments_differ(tiny_gpt2: str) -> None:
     vector = TextGenVectorEnv(4, Dialogue(), tiny_gpt2)
     vector.reset()
     assert len(set(vector.get_state()["keys"].tolist())) == 4
+
+
+def test_slots_without_a_seed_share_nobodys(tiny_gpt2: str) -> None:
+    env = TextGenVectorEnv(3, Dialogue(), tiny_gpt2)
+    env.reset(seed=[7, None, None])
+    assert len(set(env.get_state()["keys"].tolist())) == 3
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", [0.5, 1, 2], [1, -1, 2], [True, 1, 2]])
+def test_seeds_that_are_none(tiny_gpt2: str, seed: Any) -> None:
+    env = TextGenVectorEnv(3, Dialogue(), tiny_gpt2)
+    with pytest.raises((TypeError, ValueError), match=r"seed.* must be .* integer .*got|seed must have one"):
+        env.reset(seed=seed)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_a_reset_that_fails_leaves_the_seed(tiny_gpt2: str, vector: bool) -> None:
+    env: Any = TextGenVectorEnv(2, Dialogue(), tiny_gpt2) if vector else TextGenEnv(Dialogue(), tiny_gpt2)
+    env.reset(seed=3)
+    before = env.get_state()
+    with pytest.raises(ValueError, match=r"at most \d+ fit"):
+        env.reset(seed=5, options={"prompt": "the fox " * 99})
+    assert same(env.get_state(), before)
+    assert env.np_random_seed == 3
 
 
 @pytest.mark.parametrize("seed", [[1, 2], [1, 2, 3, 4]])
@@ -148,6 +178,44 @@ def test_clone_of_another_shape_is_refused(tiny_gpt2: str) -> None:
         other.restore_state(env.clone_state())
 
 
+def copies(env: Any) -> list[Any]:
+    return [pickle.loads(pickle.dumps(env)), copy.deepcopy(env)]
+
+
+@pytest.mark.parametrize("mode", [{}, {"observation": "embedding"}, {"actions": "top_k", "top_k": 4}])
+def test_copies_in_the_middle_of_an_episode_go_on_alone(tiny_gpt2: str, mode: dict[str, Any]) -> None:
+    env = TextGenEnv(Dialogue(), tiny_gpt2, dtype="float64", **mode)
+    env.reset(seed=0)
+    env.step(1)
+    twins = copies(env)
+    expected = [step[:1] for step in play(env, 12, 0)]
+    for twin in twins:
+        assert twin.language_model.model is env.language_model.model
+        for ours, theirs in zip(expected, play(twin, 12, 0), strict=True):
+            for key in ours[0] if isinstance(ours[0], dict) else ():
+                np.testing.assert_array_equal(theirs[0][key], ours[0][key])
+            if not isinstance(ours[0], dict):
+                np.testing.assert_allclose(theirs[0], ours[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+@pytest.mark.parametrize("way", ["restore", "resume"])
+def test_samples_keep_to_the_mask_of_the_state_gone_back_to(tiny_gpt2: str, vector: bool, way: str) -> None:
+    make = TextGenEnv if not vector else lambda *args, **kwargs: TextGenVectorEnv(4, *args, **kwargs)
+    env, other = (make(Walk(), tiny_gpt2, actions="move") for _ in range(2))
+    env.reset(seed=0, options={"task_index": 0})
+    cloned, saved, masks = env.clone_state(), env.get_state(), env.action_masks()
+    env.step([1] * 4 if vector else 1)  # to the right, from where there is no way to the left
+    assert not np.array_equal(env.action_masks(), masks)
+    if way == "restore":
+        env.restore_state(cloned)
+    else:
+        env = other
+        env.set_state(saved)
+    np.testing.assert_array_equal(env.action_space.mask, masks)
+    env.step(env.action_space.sample())
+
+
 # Resumable state
 
 
@@ -220,3 +288,35 @@ def test_top_k_candidates_are_resumed(tiny_gpt2: str) -> None:
     env.step(2)
     resumed.set_state(env.get_state())
     assert data_equivalence(play(env, 20, 0), play(resumed, 20, 0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": Dialogue(), "context_length": 70}, r"does not fit .*\(80, 5, \d+\), here \(70, 5"),
+        ({"task": Dialogue(), "max_new_tokens": 6}, r"does not fit .*\(80, 5, \d+\), here \(80, 6"),
+        ({"task": Dialogue(), "actions": "top_k", "top_k": 4}, r"does not fit .*\(80, 5, 4\)"),
+        ({"prompts": ["The key"]}, r"slot\(s\) \[0\] would be in another context"),
+        ({"task": Board()}, r"slot\(s\) \[0\] would be in another context"),
+    ],
+)
+def test_states_of_other_environments_are_refused(
+    tiny_gpt2: str, settings: dict[str, Any], message: str
+) -> None:
+    env = TextGenEnv(Dialogue(), tiny_gpt2, max_new_tokens=5)
+    env.reset(seed=0)
+    env.step(5)
+    other = TextGenEnv(model=tiny_gpt2, **{"max_new_tokens": 5, **settings})
+    other.reset(seed=1)
+    before = other.get_state()
+    with pytest.raises(ValueError, match=message):
+        other.set_state(env.get_state())
+    assert same(other.get_state(), before)
+
+
+def test_a_state_with_a_part_missing_is_refused(tiny_gpt2: str) -> None:
+    env = TextGenEnv(Dialogue(), tiny_gpt2)
+    state = env.get_state()
+    del state["np_random"], state["tokens"]
+    with pytest.raises(ValueError, match=r"lacks \['np_random', 'tokens'\]"):
+        env.set_state(state)

@@ -40,6 +40,9 @@ class Characters:
     def decode(self, ids: list[int]) -> str:
         return "".join(CHARACTERS[i] for i in ids if i < EOS)
 
+    def decode_after(self, context: tuple[int, ...], ids: list[int]) -> str:
+        return self.decode(ids)
+
 
 def slow_splitmix64(x: int) -> int:
     z = (x + 0x9E3779B97F4A7C15) & MASK

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import ARCHITECTURES, build_model, save_tiny
+from models import ARCHITECTURES, SENTENCES, build_model, save_tiny
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -28,11 +29,14 @@ from transformers import (
     CohereForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 from lm_envs import language_model as language_model_module
 from lm_envs.errors import ModelError
 from lm_envs.language_model import LanguageModel
+from lm_envs.text_env import TextGenEnv
+from lm_envs.tokenization import encode_chat, special_ids
 
 
 @pytest.fixture
@@ -76,8 +80,15 @@ def test_dtypes_and_devices(tiny_gpt2: str) -> None:
         assert by_name.model.dtype == by_name.dtype == getattr(torch, dtype)
     with pytest.raises(ValueError, match=r"dtype must be 'auto' or one of .*, got 'float8'"):
         LanguageModel.load(tiny_gpt2, dtype="float8")
-    with pytest.raises(ValueError, match=r"device must be 'auto' or one of .*, got 'gpu'"):
-        LanguageModel.load(tiny_gpt2, device="gpu")
+    for device in ("gpu", "cpu:abc", "auto:1", "cuda:", ""):
+        with pytest.raises(ValueError, match=rf"device must be 'auto' or one of .*, got '{device}'"):
+            LanguageModel.load(tiny_gpt2, device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(tiny_gpt2: str) -> None:
+    with pytest.raises(ValueError, match=r"device='cuda:1' cannot be used here: .*CUDA"):
+        LanguageModel.load(tiny_gpt2, device="cuda:1")
 
 
 def test_weights_are_shared_until_the_files_change(folder: Path) -> None:
@@ -194,6 +205,21 @@ def test_chat_template(tiny_qwen2: str, tiny_gpt2: str) -> None:
         LanguageModel.load(tiny_gpt2, lazy=True, chat=True)
 
 
+def test_chat_templates_that_trim_and_tokenizers_that_mark_beginnings() -> None:
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>"], show_progress=False)
+    bpe.train_from_iterator([*SENTENCES, "[INST][/INST]"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", unk_token="<unk>")
+    tokenizer.chat_template = "{{ bos_token }}[INST] {{ messages[0]['content'] | trim }} [/INST]"
+    for text in ("A fox waits.", "  a fox ", ""):
+        message = [{"role": "user", "content": text}]
+        expected = tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
+        assert encode_chat(tokenizer, special_ids(tokenizer), text) == expected
+    ids = encode_chat(tokenizer, special_ids(tokenizer), "a <s> fox")
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
 def test_tokenizers_of_whole_words(tmp_path: Path) -> None:
     lm = LanguageModel.load(save_tiny(tmp_path, word_level=True), lazy=True)
     assert lm.decode(lm.encode("the fox waits")) == "the fox waits"
@@ -255,8 +281,50 @@ def test_score_arguments(tiny_llama: str) -> None:
         lm.log_probs([[1]], [[290]])
     with pytest.raises(ValueError, match=r"completions\[1\] is empty"):
         lm.perplexity([[1], [1]], [[1], []])
-    with pytest.raises(ValueError, match="temperature must be > 0"):
-        lm.log_probs([[1]], [[1]], temperature=0.0)
+    with pytest.raises(ValueError, match=r"completions\[0\] must be integers, got float64 \[2.7\]"):
+        lm.log_probs([[1]], [[2.7]])  # type: ignore[list-item]
+    for temperature in (0.0, -1.0, np.inf, "hot"):
+        for completion in ([], [1]):
+            with pytest.raises(ValueError, match="temperature must be a finite number > 0"):
+                lm.log_probs([[1]], [completion], temperature=temperature)  # type: ignore[arg-type]
+
+
+def test_buffers_of_older_versions_do_not_matter(tmp_path: Path) -> None:
+    """transformers once saved GPT-2's causal masks beside its weights."""
+    folder = Path(save_tiny(tmp_path))
+    expected = LanguageModel.load(folder, device="cpu").log_probs([[1, 2]], [[3]])
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.h.0.attn.bias"] = torch.ones(1, 1, 80, 80, dtype=torch.uint8).tril()
+    weights["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    np.testing.assert_array_equal(
+        LanguageModel.load(folder, device="cpu").log_probs([[1, 2]], [[3]]), expected
+    )
+
+
+def test_text_after_a_context_keeps_its_blank(tmp_path: Path) -> None:
+    """Decoders like SentencePiece's drop the blank at the beginning of what they decode."""
+    folder = save_tiny(tmp_path)
+    plain = LanguageModel.load(folder, device="cpu")
+    file = tmp_path / "tokenizer.json"
+    settings = json.loads(file.read_text())
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    settings["decoder"] = {"type": "Sequence", "decoders": [settings["decoder"], strip]}
+    file.write_text(json.dumps(settings))
+    lm = LanguageModel.load(folder, device="cpu")
+    text = "A fox waits by the river until the rain is over."
+    ids = lm.encode(text)
+    assert lm.decode(ids) == text
+    assert any(lm.decode(ids[end:]) != plain.decode(ids[end:]) for end in range(1, len(ids)))
+    for end in range(1, len(ids)):
+        assert lm.decode_after(ids[:end], ids[end:]) == plain.decode_after(ids[:end], ids[end:])
+        assert plain.decode_after(ids[:end], ids[end:]) == plain.decode(ids[end:])
+    env = TextGenEnv(model=folder, prompts=["A fox"], reward=lambda completions, **columns: [0.0])
+    env.reset(seed=0)
+    river = plain.encode(" by the river")
+    for token in [*river, plain.eos_token_id]:
+        info = env.step(token)[-1]
+    assert info["completion"] == " by the river"
 
 
 def test_nan_weights_raise(folder: Path) -> None:

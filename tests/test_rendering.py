@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.error import ResetNeeded
 from gymnasium.wrappers import RenderCollection
 from tasks import Dialogue
 
@@ -108,6 +109,13 @@ def test_render_without_mode_warns(tiny_gpt2: str) -> None:
     env.reset(seed=0)
     with pytest.warns(UserWarning, match="render_mode"):
         assert env.render() is None
+
+
+def test_there_is_nothing_to_render_before_a_reset(tiny_gpt2: str) -> None:
+    vector = gymnasium.make_vec("TextGen-v0", 2, model=tiny_gpt2, render_mode="ansi")
+    for env in (make(tiny_gpt2, "rgb_array").unwrapped, vector):
+        with pytest.raises(ResetNeeded):
+            env.render()
 
 
 def test_unknown_render_mode_is_refused(tiny_gpt2: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -271,6 +274,13 @@ def test_fluency_takes_a_folder_and_names_a_wrong_column(tiny_gpt2: str) -> None
         Fluency(tiny_gpt2)(["a"], ["b"], prompt_ids=[[1]], completion_ids=[[1], [2]])
 
 
+def test_fluency_judges_an_empty_text_of_another_tokenizer(tiny_gpt2: str, tmp_path: Path) -> None:
+    judge = save_tiny(tmp_path, "llama", word_level=True)
+    eos = LanguageModel.load(tiny_gpt2).eos_token_id
+    value = Fluency(judge)(["A fox"], [""], prompt_ids=[[283, 5]], completion_ids=[[eos]])
+    assert value == pytest.approx([-math.log(LanguageModel.load(judge).vocab_size)])
+
+
 # --- reward model -----------------------------------------------------------------------------------------
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "fox", "is", "happy", "sad", "and", "not", "very"]
@@ -335,6 +345,30 @@ BERT_IDS = [
 ]
 
 
+def test_a_reward_model_that_was_trained_on_is_read_again(tiny_bert: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    before = RewardModel(folder, label=2)(["the fox "], ["is sad"])
+    model = BertForSequenceClassification.from_pretrained(folder)
+    for weight in model.classifier.parameters():
+        weight.data.mul_(-3)
+    model.save_pretrained(folder)
+    after = RewardModel(folder, label=2)(["the fox "], ["is sad"])
+    assert after == pytest.approx([-3 * value for value in before], abs=1e-5)
+
+
+def test_positions_that_begin_behind_the_padding(tiny_bert: str, tmp_path: Path) -> None:
+    """RoBERTa's: of 12 positions with padding id 0, 11 are for tokens."""
+    folder = shutil.copytree(tiny_bert, tmp_path / "roberta")
+    config = BertConfig.from_pretrained(folder).to_dict()
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = {name: config[name] for name in (*names, "max_position_embeddings")}
+    model = RobertaForSequenceClassification(RobertaConfig(**sizes, pad_token_id=0, num_labels=1))
+    model.save_pretrained(folder)
+    (value,) = RewardModel(folder)(["the fox "], ["is happy " * 20])
+    expected = logits_one_by_one(str(folder), [[2, 7, *[6, 7] * 4, 3]])
+    assert value == pytest.approx(expected.item(), abs=1e-5)
+
+
 def test_reward_model_equals_one_by_one(tiny_bert: str) -> None:
     logits = logits_one_by_one(tiny_bert, BERT_IDS)
     values = RewardModel(tiny_bert, label="positive", batch_size=2)(BERT_PROMPTS, BERT_TEXTS)
@@ -380,17 +414,17 @@ def test_reward_model_refuses_bad_folders(tmp_path: Path, tiny_bert: str) -> Non
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Length(-1), "minimum must be an int >= 0, got -1"),
-        (lambda: Length(5, 3), "maximum must be an int >= 5, got 3"),
-        (lambda: Length(0, 0), "maximum must be an int >= 1, got 0"),
-        (lambda: Length(1.5), "minimum must be an int >= 0, got 1.5"),  # type: ignore[arg-type]
+        (lambda: Length(-1), "minimum must be an integer >= 0, got -1"),
+        (lambda: Length(5, 3), "maximum must be an integer >= 5, got 3"),
+        (lambda: Length(0, 0), "maximum must be an integer >= 1, got 0"),
+        (lambda: Length(1.5), "minimum must be an integer >= 0, got 1.5"),  # type: ignore[arg-type]
         (lambda: Length(1, unit="lines"), "unit must be 'words' or 'tokens', got 'lines'"),
         (lambda: KeywordCoverage([]), "keywords must be a str or a non-empty list of str"),
-        (lambda: DistinctN(0), "n must be an int >= 1, got 0"),
-        (lambda: RepetitionPenalty(True), "n must be an int >= 1, got True"),
+        (lambda: DistinctN(0), "n must be an integer >= 1, got 0"),
+        (lambda: RepetitionPenalty(True), "n must be an integer >= 1, got True"),
         (lambda: Regex("("), r"pattern must be a regular expression, got '\('"),
         (lambda: Bleu(tokenize="no"), "tokenize must be one of .*, got 'no'"),
-        (lambda: Chrf(word_order=-1), "word_order must be an int >= 0, got -1"),
+        (lambda: Chrf(word_order=-1), "word_order must be an integer >= 0, got -1"),
         (lambda: Rouge("rouge0"), "kind must be .*, got 'rouge0'"),
         (
             lambda: Fluency(output="nats"),
@@ -416,9 +450,9 @@ def test_bad_reward_model_arguments_are_named(tiny_bert: str) -> None:
         RewardModel(tiny_bert, label=3)
     with pytest.raises(ValueError, match=r"output must be .*, got 'score'"):
         RewardModel(tiny_bert, label=0, output="score")
-    with pytest.raises(ValueError, match=r"device must be 'auto', .* got 'gpu'"):
+    with pytest.raises(ValueError, match=r"device must be 'auto' .* got 'gpu'"):
         RewardModel(tiny_bert, label=0, device="gpu")
-    with pytest.raises(ValueError, match="batch_size must be an int >= 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
         RewardModel(tiny_bert, label=0, batch_size=0)
 
 

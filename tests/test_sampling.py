@@ -179,6 +179,12 @@ def test_without_waiting_bad_rows_draw_minus_one(
     assert tokens[1:].tolist() == [-1, -1, -1]
 
 
+def test_a_temperature_that_is_too_low_for_float32() -> None:
+    with pytest.raises(FloatingPointError, match="divided by the temperature"):
+        sample(torch.tensor([[300.0, 2.0]]), temperature=1e-37)
+    assert sample(torch.tensor([[3.0, 2.0]]), temperature=1e-37)[0].tolist() == [0]
+
+
 def test_no_token_left() -> None:
     mask = torch.ones(3, 8, dtype=torch.bool)
     mask[2] = False
@@ -193,6 +199,7 @@ def test_no_token_left() -> None:
         ({"temperature": -1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": "hot"}, "temperature must be a finite number > 0, got 'hot'"),
         ({"top_k": 0}, "top_k must be None or an integer >= 1, got 0"),
         ({"top_k": 1.5}, "top_k"),
         ({"top_p": 0.0}, r"top_p must be None or in \(0, 1\], got 0.0"),

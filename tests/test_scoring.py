@@ -99,7 +99,7 @@ def test_dtypes_and_errors() -> None:
             layer.bias[0] = broken
         with pytest.raises(FloatingPointError, match="rows"):
             token_log_probs(layer, hidden, tokens, vocab_size=V)
-    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+    with pytest.raises(ValueError, match="temperature must be a finite number > 0, got 0"):
         token_log_probs(layer, hidden, tokens, vocab_size=V, temperature=0)
 
 

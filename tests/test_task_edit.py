@@ -349,7 +349,7 @@ def test_data_from_a_file(bundled: LanguageModel, tmp_path: Path) -> None:
         ({"words": ["a", "a"]}, "words must be a non-empty list of different words"),
         ({"words": ["a", "b c"]}, r"words\[1\] must be one word, without blanks, got 'b c'"),
         ({"words": ["a", 3]}, r"words\[1\] must be a str, got int 3"),
-        ({"max_edits": 0}, "max_edits must be an int >= 1, got 0"),
+        ({"max_edits": 0}, "max_edits must be an integer >= 1, got 0"),
         ({"grammar_weight": 1.5}, r"grammar_weight must be in 0\.\.1, got 1\.5"),
         ({"level": "brutal"}, "level must be"),
     ],

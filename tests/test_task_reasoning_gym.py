@@ -260,7 +260,7 @@ def test_own_data(tmp_path: Path) -> None:
             {"curriculum_level": {"terms": 1}},
             r"names 'terms'; the attributes of .* are \['num_digits', 'num_terms'\]",
         ),
-        ({"curriculum_level": -1}, "curriculum_level must be an int >= 0, got -1"),
+        ({"curriculum_level": -1}, "curriculum_level must be an integer >= 0, got -1"),
         ({"curriculum_level": 1, "level": "hard"}, "level='hard' and curriculum_level=1 exclude each other"),
         ({"dataset": "gsm_symbolic", "level": "hard"}, "dataset='gsm_symbolic' has no curriculum: .* got 2"),
         ({"level": "extreme"}, "level must be 'easy', 'medium' or 'hard', got 'extreme'"),

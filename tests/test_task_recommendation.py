@@ -342,7 +342,7 @@ def test_data_from_a_csv_file(bundled: LanguageModel, tmp_path: Path) -> None:
             {"data": [USER], "items": {"a, b": ["red"]}},
             r"items\['a, b'\]: 'a, b' must be words, without commas",
         ),
-        ({"turns": 0}, "turns must be an int >= 1, got 0"),
+        ({"turns": 0}, "turns must be an integer >= 1, got 0"),
     ],
 )
 def test_bad_arguments(bundled: LanguageModel, arguments: dict[str, Any], message: str) -> None:

@@ -273,6 +273,14 @@ def test_the_tail_makes_room(model: LanguageModel) -> None:
     assert feedback.state.snake == (21, 22, 12, 11)
 
 
+def test_two_cells_cannot_turn_back(model: LanguageModel) -> None:
+    board = "\n".join(["|", "|*", "|........>@", *["|"] * 7])
+    task = Snake(model, data=[{"board": board}])
+    state = task.start(np.random.default_rng(0), {})
+    assert "Open: up, down." in state.prompt
+    assert play(task, state, "left").reward == -1  # straight on, into the wall
+
+
 def test_a_full_board_ends_the_game(model: LanguageModel) -> None:
     task = Snake(model, data=[{"board": RING}])
     state = task.start(np.random.default_rng(0), {})

@@ -181,7 +181,7 @@ def test_own_data_with_and_without_keywords(bundled: LanguageModel) -> None:
         ({"data": [{"text": "x"}]}, r"data\[0\] has no column 'reference'"),
         ({"data": [{"text": "x", "reference": []}]}, r"data\[0\], reference must be"),
         ({"data": [{"text": None, "reference": "y"}]}, r"data\[0\], text must be a str"),
-        ({"max_words": 0}, "max_words must be an int >= 1, got 0"),
+        ({"max_words": 0}, "max_words must be an integer >= 1, got 0"),
     ],
 )
 def test_bad_arguments(bundled: LanguageModel, kwargs: dict[str, Any], message: str) -> None:

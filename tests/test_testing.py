@@ -308,13 +308,13 @@ class Speechless:
         (Answering(draws_globally), ValueError, "for equal input: draw from `rngs` only"),
         (Answering(writes_notes), ValueError, "respond changed a state"),
         (Answering(writes_board), ValueError, "respond changed a state"),
-        (Answering(None), TypeError, "slot 0 .completion ''.: expected a Feedback, got None"),
-        (Answering(1.0), TypeError, "expected a Feedback, got 1.0"),
-        (Answering(Feedback(math.nan)), RewardError, "slot 0 .*reward must be a finite number, got nan"),
-        (Answering(nan_for_empty), RewardError, "completion ''.*reward must be a finite number, got nan"),
-        (Answering(in_second_turn), RewardError, "reward must be a finite number, got '1'"),
-        (Answering(Feedback(True)), RewardError, "reward must be a finite number, got True"),
-        (Answering(Feedback(np.ones(1))), RewardError, "reward must be a finite number"),  # type: ignore[arg-type]
+        (Answering(None), TypeError, "must return Feedback, got NoneType for slot 0"),
+        (Answering(1.0), TypeError, "must return Feedback, got float for slot 0"),
+        (Answering(Feedback(math.nan)), RewardError, "reward of slot 0 must be a finite number, got nan"),
+        (Answering(nan_for_empty), RewardError, "must be a finite number, got nan for ''"),
+        (Answering(in_second_turn), RewardError, "reward of slot 0 must be a finite number, got '1'"),
+        (Answering(Feedback(True)), RewardError, "reward of slot 0 must be a finite number, got True"),
+        (Answering(Feedback(np.ones(1))), RewardError, "slot 0 must be a finite number"),  # type: ignore[arg-type]
         (
             Answering(Feedback(info={"reward_parts": {"a": None}})),
             RewardError,
@@ -323,6 +323,7 @@ class Speechless:
         (Answering(Feedback(info={"reward_parts": [1.0]})), TypeError, "must be a dict name -> float"),
         (Answering(Feedback(info={1: 2})), TypeError, "info must be a dict with str keys"),  # type: ignore[dict-item]
         (Answering(Feedback(info=None)), TypeError, "info must be a dict"),  # type: ignore[arg-type]
+        (Answering(Feedback(info={"turns": 2})), ValueError, r"not have the keys \['turns'\]"),
         (Answering(Feedback(done=1)), TypeError, "done must be a bool, got 1"),  # type: ignore[arg-type]
         (Answering(Feedback(done=None)), TypeError, "done must be a bool, got None"),  # type: ignore[arg-type]
         (Answering(Feedback(done=False, state={})), TypeError, "a state must be a frozen dataclass, got {}"),
@@ -490,5 +491,5 @@ def test_choices_are_played() -> None:
             feedback = super()._answer(state, completion, rng)
             return replace(feedback, reward=math.nan) if completion.text == " right" else feedback
 
-    with pytest.raises(RewardError, match=r"completion ' right'.*got nan"):
+    with pytest.raises(RewardError, match="finite number, got nan for ' right'"):
         check_task(Trap())

@@ -14,6 +14,7 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from models import save_tiny
 from tasks import Board, Dialogue, Walk
 
+from lm_envs.actions import Turn
 from lm_envs.errors import RewardError
 from lm_envs.tasks import Task
 from lm_envs.turn_level import TurnLevel
@@ -126,6 +127,17 @@ def test_bad_actions_change_nothing(tiny_gpt2: str, action: Any) -> None:
     with pytest.raises(InvalidAction, match="action"):
         env.step(action)
     after = env.unwrapped.get_state()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_a_turn_begun_by_tokens_is_not_a_texts(tiny_gpt2: str) -> None:
+    env = make(tiny_gpt2).unwrapped
+    env.reset(seed=0)
+    env.step(5)
+    before = env.get_state()
+    with pytest.raises(InvalidAction, match="whole turn, and 1 tokens of this one are written"):
+        env.step(Turn("and then"))
+    after = env.get_state()
     assert all(np.array_equal(before[key], after[key]) for key in before)
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
@@ -98,11 +100,13 @@ def text_list(name: str, texts: Any) -> list[str]:
     return list(listed)
 
 
-def whole_number(name: str, value: Any, minimum: int) -> int:
-    """`value` if it is an int of at least `minimum`; ValueError naming it otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an int >= {minimum}, got {value!r}")
-    return value
+def whole_number(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """`value` as an int if it is one, Python's or numpy's, and in range; ValueError naming it otherwise."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < minimum or (maximum is not None and value > maximum):
+        limits = f">= {minimum}" if maximum is None else f"in {minimum}..{maximum}"
+        raise ValueError(f"{name} must be an integer {limits}, got {value!r}")
+    return int(value)
 
 
 def finite_number(name: str, value: Any) -> float:

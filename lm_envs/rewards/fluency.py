@@ -81,8 +81,8 @@ class Fluency:
         if (
             prompt_ids is not None
             and completion_ids is not None
-            and all(0 <= token < model.vocab_size for token in completion_ids)
-            and model.decode(completion_ids).startswith(completion)
+            and all(0 <= token < model.vocab_size for token in (*prompt_ids, *completion_ids))
+            and model.decode_after(prompt_ids, completion_ids).startswith(completion)
         ):
             return prompt_ids, completion_ids
         return model.encode_prompt(prompt), model.encode(completion)

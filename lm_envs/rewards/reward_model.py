@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lm_envs.errors import ModelError
-from lm_envs.language_model import as_folder
-from lm_envs.model_files import check_folder, refuse_remote_code
+from lm_envs.language_model import as_folder, check_device
+from lm_envs.model_files import check_folder, file_stamp, refuse_remote_code
 from lm_envs.rewards.base import check_texts, whole_number
 
 
@@ -23,7 +23,8 @@ class RewardModel:
     An empty completion gets the model's score of the prompt alone. A text without any token is scored as one
     EOS (or padding) token.
 
-    The model is loaded at the first call, once per process, from safetensors only and without remote code.
+    The model is loaded at the first call, once per process, and again if its files have changed; from
+    safetensors only and without remote code.
 
     Args:
         path_or_hub_id: local folder or hub id of a model with a sequence-classification head.
@@ -32,7 +33,7 @@ class RewardModel:
         output: "logit" or "probability".
         with_prompt: False scores the completion alone, as sentiment classifiers want it.
         batch_size: rows per forward pass.
-        device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:N", "mps" or "xpu".
+        device: "auto" (CUDA if there is one), or a torch device, e.g. "cpu" or "cuda:1".
 
     Raises:
         ModelError: the folder is missing, damaged, unsafe, or has no classification head.
@@ -57,20 +58,16 @@ class RewardModel:
         if folder is not None:
             check_folder(folder)
         self.path = str(folder or path_or_hub_id)
-        if device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps", "xpu"):
-            raise ValueError(
-                f"device must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or 'xpu', got {device!r}"
-            )
         self.output = output
         self.with_prompt = with_prompt
         self.batch_size = whole_number("batch_size", batch_size, 1)
-        self.device = device
+        self.device = check_device(device)
         self.label = _label_index(label, _config(self.path).id2label)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
         """B texts in, B floats out; `columns` are not read."""
         check_texts(prompts, completions)
-        model, tokenizer = _load(self.path, self.device)
+        model, tokenizer = _load(self.path, self.device, file_stamp(self.path))
         before = prompts if self.with_prompt else [""] * len(completions)
         ids = [_encode(tokenizer, p + c) for p, c in zip(before, completions, strict=True)]
         # Decoders find a row's last token by the padding id of their config: without one, pad nothing.
@@ -130,11 +127,13 @@ def _config(path: str) -> Any:
     return config
 
 
-@cache
-def _load(path: str, device: str) -> tuple[Any, Any]:
-    """The frozen model and its tokenizer, one copy per process."""
+@lru_cache(maxsize=8)
+def _load(path: str, device: str, stamp: tuple[tuple[str, int, int], ...]) -> tuple[Any, Any]:
+    """The frozen model and its tokenizer, one copy per process; files with another stamp are read again."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from lm_envs.model_loading import on_device
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -153,8 +152,11 @@ def _load(path: str, device: str) -> tuple[Any, Any]:
         )
     tokenizer.truncation_side = "left"
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            window = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from behind the padding
     if window is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, window)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.requires_grad_(False).eval().to(device), tokenizer
+    return on_device(model.requires_grad_(False).eval(), torch.device(device)), tokenizer

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lm_envs.rewards import Fluency, RewardFunction, Sentiment, WeightedSum
+from lm_envs.rewards.base import finite_number
 from lm_envs.tasks.prompts import load_prompts
 from lm_envs.tasks.record_task import RecordState, SingleTurn, Split
 from lm_envs.tasks.records import Check, a_text
@@ -46,6 +47,8 @@ class Continuation(SingleTurn):
     ) -> None:
         if prompts is not None and split != "train":
             raise ValueError(f"split={split!r} chooses generated stories and cannot be used with prompts")
+        if finite_number("fluency_weight", fluency_weight) < 0:
+            raise ValueError(f"fluency_weight must be >= 0, got {fluency_weight!r}")
         self._default = fluency_weight, fluency_slack
         data = None if prompts is None else load_prompts(prompts)
         super().__init__(language_model, data=data, split=split, reward=reward)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_envs.tasks.records import a_text, check_text, load_records, read_lines
+from lm_envs.tasks.records import SUFFIXES, a_text, check_text, load_records, read_lines
 
 
 def load_prompts(prompts: Any) -> list[dict[str, Any]]:
@@ -28,11 +28,12 @@ def load_prompts(prompts: Any) -> list[dict[str, Any]]:
         if not rows:
             raise ValueError(f"{prompts} holds no prompts")
         return rows
-    if (
-        isinstance(prompts, Sequence)
-        and not isinstance(prompts, str)
-        and any(isinstance(p, str) for p in prompts)
-    ):
+    if isinstance(prompts, str | Path):
+        if Path(prompts).suffix not in (kinds := (".txt", *SUFFIXES)):
+            raise ValueError(f"prompts: {prompts} must be one of the kinds {', '.join(kinds)}")
+    elif isinstance(prompts, Sequence) and not prompts:
+        raise ValueError(f"prompts must be a non-empty list of texts or records, got {prompts!r}")
+    elif isinstance(prompts, Sequence) and any(isinstance(prompt, str) for prompt in prompts):
         for index, prompt in enumerate(prompts):
             check_text(prompt, f"prompts[{index}]")
         return [{"prompt": prompt} for prompt in prompts]

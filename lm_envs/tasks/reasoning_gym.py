@@ -294,7 +294,7 @@ def _curriculum(name: str, level: int | Mapping[str, int]) -> dict[str, Any]:
                 f"are {sorted(known)}"
             )
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"curriculum_level must be an int >= 0, got {value!r} for {attribute!r}")
+            raise ValueError(f"curriculum_level must be an integer >= 0, got {value!r} for {attribute!r}")
         curriculum.set_attr_level(attribute, min(value, len(known[attribute].levels) - 1))
     made = vars(curriculum.generate_configuration({"seed": 0, "size": SIZE}))
     return {key: value for key, value in made.items() if key not in ("seed", "size")}

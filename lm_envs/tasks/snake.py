@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 
 from lm_envs.pretraining.telling import Dice
+from lm_envs.rewards.base import whole_number
 from lm_envs.tasks.base import Completion, Feedback, Replace
 from lm_envs.tasks.record_task import Player, RecordTask
 from lm_envs.tasks.records import Check, a_text
@@ -171,9 +172,7 @@ class Snake(RecordTask):
     }
 
     def __init__(self, language_model: LanguageModel, *, moves: int = 300, **kwargs: Any) -> None:
-        if isinstance(moves, bool) or not isinstance(moves, int) or moves < 1:
-            raise ValueError(f"moves must be an integer >= 1, got {moves!r}")
-        self.moves = moves
+        self.moves = whole_number("moves", moves, 1)
         super().__init__(language_model, **kwargs)
 
     def generate(self, dice: Dice) -> dict[str, Any]:
@@ -385,8 +384,8 @@ def _edge(square: np.ndarray, move: int) -> np.ndarray:
 
 
 def _open_moves(snake: tuple[int, ...]) -> list[int]:
-    """Moves that do not end the game at once; food is never on the tail."""
-    body = snake[:-1]
+    """Moves that do not end the game at once; food is never on the tail. A snake cannot turn back."""
+    body = snake[:-1] if len(snake) > 2 else snake
     return [move for move, cell in enumerate(NEIGHBOURS[snake[0]]) if cell != WALL and cell not in body]
 
 

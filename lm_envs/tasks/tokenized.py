@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,17 @@ import numpy as np
 from lm_envs.episodes import FINISH_REASONS, STOP, Answers, Opening, Pay, Turns, Write
 from lm_envs.errors import RewardError
 from lm_envs.randomness import generators
+from lm_envs.rewards.checking import finite_float
 from lm_envs.tasks.base import Append, Completion, Feedback, Replace, Task
 from lm_envs.tasks.prompts import check_text
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
 
-# Keys of the info that a turn's end writes; of these a task may set "finish_reason" only.
+# Keys of the info that a turn's end writes.
 INFO_KEYS = ("prompt", "completion", "finish_reason", "prompt_tokens", "completion_tokens", "turns")
+# What a task must not write: it may set "finish_reason" alone of what the environment writes.
+TAKEN_KEYS = {*INFO_KEYS, "candidates", "action_mask", "final_obs", "final_info"} - {"finish_reason"}
 
 
 class TokenizedTask:
@@ -131,7 +133,7 @@ class TokenizedTask:
             raise TypeError(f"task.respond() must return {len(completions)} Feedback, got {got}")
         next_states, infos, contexts = states.copy(), [], []
         for i, (feedback, completion) in enumerate(zip(answers, completions, strict=True)):
-            _check_feedback(feedback, completion)
+            check_feedback(feedback, completion)
             if feedback.state is not None:
                 next_states[i] = feedback.state
             infos.append({**self._info(states[i], turns, i, completion), **feedback.info})
@@ -142,7 +144,7 @@ class TokenizedTask:
             self._max_prompt_tokens + self._max_new_tokens
         )
         return Answers(
-            np.array([float(feedback.reward) for feedback in answers]),
+            np.array([finite_float(feedback.reward) for feedback in answers]),
             np.array([feedback.done for feedback in answers]),
             next_states,
             tokens,
@@ -161,11 +163,11 @@ class TokenizedTask:
         bounds = zip(turns.starts, turns.ends, strict=True)
         for row, (start, end), reason, slot in zip(turns.tokens, bounds, turns.reasons, slots, strict=True):
             ids = row[start:end].tolist()
-            text = self._language_model.decode(ids)
+            context = tuple(row[:start].tolist())
+            text = self._language_model.decode_after(context, ids)
             if reason == STOP:
                 found = [at for at in map(text.find, self.stop) if at >= 0]
                 text = text[: min(found, default=len(text))]  # a whole turn may stop without a stop string
-            context = tuple(row[:start].tolist())
             completions.append(Completion(text, tuple(ids), context, FINISH_REASONS[reason], int(slot)))
         return completions
 
@@ -229,26 +231,24 @@ class TokenizedTask:
         return head + ids[len(ids) - room + len(head) :]
 
 
-def _check_feedback(feedback: Any, completion: Completion) -> None:
+def check_feedback(feedback: Any, completion: Completion) -> None:
     """Raises TypeError, ValueError or RewardError, naming the slot, unless this is a usable answer."""
     slot, text = completion.slot, completion.text
     if not isinstance(feedback, Feedback):
         raise TypeError(f"task.respond() must return Feedback, got {type(feedback).__name__} for slot {slot}")
-    reward = feedback.reward
-    is_number = isinstance(reward, int | float | np.integer | np.floating) and not isinstance(reward, bool)
-    if not is_number or not math.isfinite(reward):
-        message = f"the reward of slot {slot} must be a finite number, got {reward!r} for {text!r}"
-        raise RewardError(message, slot=slot, text=text, value=reward)
+    if finite_float(feedback.reward) is None:
+        message = f"the reward of slot {slot} must be a finite number, got {feedback.reward!r} for {text!r}"
+        raise RewardError(message, slot=slot, text=text, value=feedback.reward)
     for name in ("done", "truncated"):
         if not isinstance(value := getattr(feedback, name), bool | np.bool_):
             raise TypeError(f"Feedback.{name} must be a bool, got {value!r} for slot {slot}")
     if not isinstance(feedback.context, Append | Replace | None):
         got = f"{feedback.context!r:.60} for slot {slot}"
         raise TypeError(f"Feedback.context must be Append, Replace or None, got {got}")
-    if not isinstance(feedback.info, Mapping):
-        raise TypeError(f"Feedback.info must be a dict, got {feedback.info!r:.60} for slot {slot}")
-    taken = set(feedback.info) & set(INFO_KEYS) - {"finish_reason"}
-    if taken:
+    if not isinstance(feedback.info, Mapping) or not all(isinstance(key, str) for key in feedback.info):
+        got = f"{feedback.info!r:.60} for slot {slot}"
+        raise TypeError(f"Feedback.info must be a dict with str keys, got {got}")
+    if taken := TAKEN_KEYS & feedback.info.keys():
         raise ValueError(f"Feedback.info must not have the keys {sorted(taken)}, it does for slot {slot}")
 
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm_envs.core import EnvCore, whole
+from lm_envs.core import EnvCore
 from lm_envs.episodes import Episodes
+from lm_envs.rewards.base import whole_number
 from lm_envs.toy.rules import Bigram, Brackets, Copy, KeyDoor, Reverse, Rule, Translate
 from lm_envs.toy.task import Dials, ToyTask
 from lm_envs.toy.view import ToyView
@@ -49,8 +50,10 @@ def make_core(
     Raises:
         ValueError: impossible dials; names argument, value and range.
     """
-    vocab_size = whole("vocab_size", game.vocab_size if vocab_size is None else vocab_size, 2, MAX_VOCAB_SIZE)
-    length = whole("length", game.length if length is None else length, 1, MAX_LENGTH)
+    vocab_size = whole_number(
+        "vocab_size", game.vocab_size if vocab_size is None else vocab_size, 2, MAX_VOCAB_SIZE
+    )
+    length = whole_number("length", game.length if length is None else length, 1, MAX_LENGTH)
     rule = game.rule(vocab_size, length)
     task = ToyTask(rule, Dials(reward_timing, reward_noise, slip), info_text=info_text)
     return core_of(task, num_slots, observation, last_k)

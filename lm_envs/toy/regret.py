@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_envs.core import EnvCore, draw_keys
+from lm_envs.rewards.base import whole_number
 from lm_envs.toy.games import core_of
 from lm_envs.toy.policies import Policy, probabilities
 from lm_envs.toy.solve import Tables, backward_induction, is_solvable, toy_of
@@ -46,8 +47,7 @@ def regret(env: Any, policy: Policy, *, episodes: int = 10_000, seed: int = 0) -
         return Regret(value, value, value, True)
     if task.dials.slip:
         raise ValueError(f"slip must be 0 where the space is too large to solve, got {task.dials.slip}")
-    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 2:
-        raise ValueError(f"episodes must be an integer >= 2, got {episodes!r}")
+    episodes = whole_number("episodes", episodes, 2)
     size = task.rule.vocab_size
     best, rng = task.rule.optimum(), np.random.default_rng(seed)
     acting, uniform = (

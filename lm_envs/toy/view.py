@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from lm_envs.episodes import Episodes
+from lm_envs.rewards.base import whole_number
 from lm_envs.toy.states import StateSpace, in_words
 
 OBSERVATIONS = ("tokens", "index", "onehot", "last_k")
@@ -33,14 +34,13 @@ class ToyView:
         if observation not in OBSERVATIONS:
             raise ValueError(f"observation must be one of {OBSERVATIONS}, got {observation!r}")
         length, vocab_size = states.context_length, states.vocab_size
-        if isinstance(last_k, bool) or not isinstance(last_k, int | np.integer) or not 1 <= last_k <= length:
-            raise ValueError(f"last_k must be an integer in 1..{length}, got {last_k!r}")
         if observation == "index" and states.num_states > MAX_INDEX:
             raise ValueError(
                 f'observation="index" counts up to {MAX_INDEX} states, got {in_words(states.num_states)}'
             )
         self.states, self.episodes = states, episodes
-        self.observation, self.last_k = observation, int(last_k)
+        self.observation = observation
+        self.last_k = whole_number("last_k", last_k, 1, length)
         # Row n is the mask of a context of n tokens.
         self._attention = np.tri(length + 1, length, -1, np.int8)
         self._completion = self._attention.copy()
@@ -75,12 +75,6 @@ class ToyView:
             "attention_mask": self._attention[length].copy(),
             "completion_mask": self._completion[length].copy(),
         }
-
-    def snapshot(self) -> None:
-        """Nothing: there is no language model's cache."""
-
-    def restore(self, snapshot: Any) -> None:
-        """Does nothing, as there are no snapshots."""
 
     def observe(self, tokens: np.ndarray, lengths: np.ndarray) -> Any:
         """Fresh observations of n contexts of at least one prompt each.
