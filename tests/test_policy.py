@@ -21,6 +21,7 @@ from small_runs import (
     random_contexts,
 )
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from tasks import Board, Dialogue
 from transformers import AutoModelForCausalLM
 
@@ -335,3 +336,13 @@ def test_plain_observations_are_segments_of_one_action(tiny_gpt2: str) -> None:
     last = input_ids.flatten()[positions]
     lengths = obs["attention_mask"].sum(1).long()
     torch.testing.assert_close(last, obs["input_ids"][torch.arange(4), lengths - 1])
+
+
+def test_wrappers_that_change_tokens_are_refused(tiny_gpt2: str) -> None:
+    normalized = VecNormalize(make_env(tiny_gpt2))
+    with pytest.raises(ValueError, match="with VecNormalize, set norm_obs=False"):
+        make_policy(normalized, tiny_gpt2).predict(normalized.reset())
+    stacked = VecFrameStack(make_env(tiny_gpt2, context_length=20), 3)
+    policy = make_policy(stacked, tiny_gpt2)
+    with pytest.raises(ValueError, match="VecFrameStack, say"):
+        policy.predict(stacked.reset())

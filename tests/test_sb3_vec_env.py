@@ -130,3 +130,11 @@ def test_refuses_what_it_cannot_adapt(tiny_gpt2: str) -> None:
 def test_module_prefix_registers_the_id(tiny_gpt2: str) -> None:
     env = make_vec_env("lm_envs:TextGen-v0", 2, model=tiny_gpt2, prompts=["A fox"], max_new_tokens=4)
     assert env.reset()["input_ids"].shape[0] == 2
+
+
+@pytest.mark.parametrize("name", ["env_kwargs", "vec_env_cls", "monitor_dir"])
+def test_arguments_of_the_other_function_of_this_name(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} is an argument of stable_baselines3's make_vec_env"):
+        make_vec_env("TextGen-v0", 2, **{name: {}})
+    with pytest.raises(TypeError, match="env_id must be a registered id, got <function"):
+        make_vec_env(lambda: gym.make("TextGen-v0"))  # type: ignore[arg-type]

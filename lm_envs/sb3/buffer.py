@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor, nn
 
 from lm_envs.completion_scoring import forget, recall
@@ -23,17 +24,6 @@ if TYPE_CHECKING:
 # lets chance, not length, decide which of the segments of similar length meet in a minibatch.
 LENGTH_BLUR = 1.25
 FEWEST_SEGMENTS = 8
-
-
-class EpisodeRolloutSamples(NamedTuple):
-    """A minibatch of N actions; what stock `PPO.train` and `A2C.train` ask of `RolloutBufferSamples`."""
-
-    observations: Segments
-    actions: Tensor  # (N,) int64
-    old_values: Tensor  # (N,)
-    old_log_prob: Tensor  # (N,) nats
-    advantages: Tensor  # (N,)
-    returns: Tensor  # (N,)
 
 
 class EpisodeRolloutBuffer(RolloutBuffer):
@@ -168,7 +158,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         if self.whiten_advantages:
             self.advantages = (self.advantages - self.advantages.mean()) / (self.advantages.std() + 1e-8)
 
-    def get(self, batch_size: int | None = None) -> Iterator[EpisodeRolloutSamples]:  # type: ignore[override]
+    def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:  # type: ignore[override]
         """Yield minibatches of whole segments, every action once.
 
         Args:
@@ -215,15 +205,15 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self._first_token = slot_major[first]
         self._token_counts = np.diff(self._first_token, append=len(stream))
 
-    def _samples(self, chosen: np.ndarray) -> EpisodeRolloutSamples:
+    def _samples(self, chosen: np.ndarray) -> RolloutBufferSamples:
         """The minibatch of these segments."""
         actions, segments = self._segments(chosen, self.device)
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.as_tensor(array.T.reshape(-1)[actions], dtype=self._dtype, device=self.device)
 
-        return EpisodeRolloutSamples(
-            observations=segments,
+        return RolloutBufferSamples(
+            observations=segments,  # type: ignore[arg-type]  # what SB3 hands on to `evaluate_actions`
             actions=self._chosen_tokens(actions, self.device),
             old_values=tensor(self.values),
             old_log_prob=tensor(self.log_probs),

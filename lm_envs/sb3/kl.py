@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from typing import cast
 
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -25,8 +27,10 @@ class KLCallback(BaseCallback):
     target - 1, -0.2, 0.2)`. The coefficient lives in the rollout buffer, and goes on from there in a later
     `learn()` or from a checkpoint.
 
-    Logs, each rollout: `kl/per_episode` (total over the rollout's actions divided by the episodes that ended
-        in it), `kl/per_token`, `kl/coef`.
+    Logs, each rollout: `kl/per_token`, the mean over its actions; `kl/per_episode`, that times the mean
+        length of recent episodes (SB3's `rollout/ep_len_mean`), once one has ended; `kl/coef`.
+
+    The penalty ends with the `learn()` that the callback was passed to.
     """
 
     def __init__(
@@ -95,14 +99,19 @@ class KLCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         buffer = self._buffer
-        ended = buffer.episode_starts[1:].sum() + self.locals["dones"].sum()
-        per_episode = buffer.kl.sum() / max(ended, 1)
-        self.logger.record("kl/per_episode", per_episode)
-        self.logger.record("kl/per_token", buffer.kl.mean())
+        per_token = float(buffer.kl.mean())
+        self.logger.record("kl/per_token", per_token)
         self.logger.record("kl/coef", buffer.kl_coef)
-        if self.target is not None and buffer.kl_coef is not None and ended > 0:
+        if not self.model.ep_info_buffer:
+            return
+        per_episode = per_token * float(np.mean([episode["l"] for episode in self.model.ep_info_buffer]))
+        self.logger.record("kl/per_episode", per_episode)
+        if self.target is not None and buffer.kl_coef is not None:
             error = min(max(per_episode / self.target - 1, -0.2), 0.2)
             buffer.kl_coef *= 1 + self.gain * error
+
+    def _on_training_end(self) -> None:
+        self._buffer.bind(cast(TransformerPolicy, self.model.policy), None)
 
     @property
     def _buffer(self) -> EpisodeRolloutBuffer:

@@ -327,8 +327,19 @@ class TransformerPolicy(ActorCriticPolicy):
 
 
 def _lengths(obs: Observation) -> np.ndarray:
-    """(B,) tokens of each observation."""
-    return obs["attention_mask"].cpu().numpy().sum(1, dtype=np.int64)
+    """(B,) tokens of each observation; ValueError unless they come first, padding behind them."""
+    if obs["input_ids"].is_floating_point():
+        raise ValueError(
+            f"input_ids must be token ids, got {obs['input_ids'].dtype}: a wrapper has changed them; with "
+            "VecNormalize, set norm_obs=False"
+        )
+    mask = obs["attention_mask"].cpu().numpy()
+    if (np.diff(mask.astype(np.int8), axis=1) > 0).any() or not mask[:, 0].all():
+        raise ValueError(
+            "an observation must begin with its tokens, padding behind them: wrappers that stack "
+            "observations (VecFrameStack, say) are not for text"
+        )
+    return mask.sum(1, dtype=np.int64)
 
 
 def _optimizer_class(class_or_name: type[torch.optim.Optimizer] | str) -> type[torch.optim.Optimizer]:

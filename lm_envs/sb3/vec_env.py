@@ -13,6 +13,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+# Arguments of SB3's `make_vec_env` that have no meaning here.
+SB3_ARGUMENTS = {
+    *("env_kwargs", "start_index", "monitor_dir", "monitor_kwargs"),
+    *("wrapper_class", "wrapper_kwargs", "vec_env_cls", "vec_env_kwargs"),
+}
+
 
 def make_vec_env(
     env_id: str = "TextGen-v0",
@@ -33,10 +39,18 @@ def make_vec_env(
 
     Raises:
         gymnasium.error.Error: no such id.
+        TypeError: env_id is no str, or an argument is one of SB3's function of this name.
         ValueError: n_envs is not positive.
     """
     if n_envs < 1:
         raise ValueError(f"n_envs must be at least 1, got {n_envs!r}")
+    if not isinstance(env_id, str):
+        raise TypeError(f"env_id must be a registered id, got {env_id!r:.60}")
+    if foreign := sorted(SB3_ARGUMENTS & env_kwargs.keys()):
+        raise TypeError(
+            f"{foreign[0]} is an argument of stable_baselines3's make_vec_env, of many environments; "
+            "this makes a batched one: pass the environment's own arguments by name, and wrap the result"
+        )
     if env_id.partition(":")[0] == env_id:
         import lm_envs  # noqa: F401  registers this project's ids
     if max_episode_steps is not None:
