@@ -56,6 +56,15 @@ def test_players_can_play_them(name: str) -> None:
                     break
 
 
+def test_columns_may_have_any_name_that_is_not_taken() -> None:
+    row = {**ROWS["QA"][0], "reward": 3, "columns": 1, "model": "x"}
+    env = TurnLevel(gymnasium.make("TextGen-QA-v0", data=[row]))
+    env.reset(seed=0)
+    assert env.step("d")[1] == 1
+    with pytest.raises(ValueError, match="the column 'self' has a name"):
+        gymnasium.make("TextGen-QA-v0", data=[{**row, "self": 1}])
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_all_sources_give_the_same_prompts(name: str, tmp_path: Path) -> None:
     rows = ROWS[name]

@@ -348,6 +348,14 @@ def test_own_facts_and_offers(language_model: LanguageModel) -> None:
     assert feedbacks[2].info["stars"] == 4
 
 
+@pytest.mark.parametrize("answer", [["10 coins back", "47"], ["red lamp", "blue"]])
+def test_an_offer_may_have_words_of_a_values_kind(language_model: LanguageModel, answer: list[str]) -> None:
+    record = {"facts": {"number": "47", "color": "blue"}, "answer": answer, "wrong": ["gift"]}
+    said = f"Sorry, you get a {answer[0]} for {answer[1]}."
+    feedbacks = talk(make(language_model, **record), "What is your number?", "And the color?", said)
+    assert feedbacks[2].info["stars"] == 4
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [

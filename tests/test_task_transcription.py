@@ -9,17 +9,18 @@ from typing import Any
 
 import jiwer
 import pytest
+from rapidfuzz.distance.Levenshtein import distance
 
 from lm_envs.language_model import LanguageModel
 from lm_envs.pretraining.telling import Dice
 from lm_envs.tasks.base import Completion
+from lm_envs.tasks.record_task import RecordState
 from lm_envs.tasks.transcription import (
     NOISE,
     SIMILAR,
     Transcription,
     draw_text,
     mishear,
-    nearest_words,
     pronounce,
     spoken,
     vocabulary,
@@ -194,6 +195,13 @@ def test_reward_is_minus_jiwers_word_error_rate() -> None:
         said = text.strip(" .!").lower()
         rate = jiwer.wer("the brave baker found a drum", said)
         assert reward_of(task, record, text) == pytest.approx(-min(1.0, rate))
+
+
+def nearest_words(state: RecordState) -> str:
+    """For what is heard between two commas, the word that is fewest edits away."""
+    heard = [chunk.split() for chunk in state.columns["phonemes"].split(",")]
+    sounds = {word: pronounce(word) for word in vocabulary()}
+    return " " + " ".join(min(sounds, key=lambda word: distance(sounds[word], chunk)) for chunk in heard)
 
 
 @pytest.mark.parametrize("level", LEVELS)

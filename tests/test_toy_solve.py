@@ -339,6 +339,22 @@ def test_regret_by_rollouts_refuses() -> None:
         regret(gymnasium.make("TextGen-ToyCopy-v0", **large), copies, episodes=1)
 
 
+def test_regret_needs_something_to_regret() -> None:
+    for game in ("Copy", "KeyDoor"):
+        solution = solve(make(game, slip=1.0))
+        with pytest.raises(ValueError, match="all have the same return"):
+            solution.regret(np.full_like(solution.q_values, 1 / solution.q_values.shape[1]))
+
+
+def test_policy_gradient_where_a_probability_underflows() -> None:
+    solution = solve(make("Bigram"), kl_coef=0.1)
+    logits = np.zeros_like(solution.q_values)
+    limit = logits.copy()
+    logits[:, 0], limit[:, 0] = 800.0, 600.0  # exp(-800) is 0 in float64, exp(-600) is not
+    gradient = solution.policy_gradient(logits)
+    np.testing.assert_allclose(gradient, solution.policy_gradient(limit), atol=1e-12)
+
+
 def test_noise_changes_nothing() -> None:
     noisy, clean = solve(make("KeyDoor", reward_noise=3.0)), solve(make("KeyDoor"))
     assert np.array_equal(noisy.q_values, clean.q_values)

@@ -256,8 +256,8 @@ class Dialogue(RecordTask):
     "best" asks for what is hidden and gives what the rules say: 1.0. The tricks: silence; the customer's own
     words; one polite sentence; one question again and again; every question and every offer at once; the
     customer's words with the first offer; and "ask and guess", which asks for all that the rules list, and
-    then promises the first offer with all that it was told. "ask and guess" is the best of them: 0.54, 0.30
-    and 0.26 at the three levels.
+    then promises the first offer with all that it was told. "ask and guess" is the best of them: 0.50, 0.26
+    and 0.27 at the three levels.
 
     ## How it could be hacked
     - All keywords at once: two questions or two offers in a turn annoy, and nothing is told
@@ -414,7 +414,7 @@ def complain(state: DialogueState, heard: str) -> str | None:
             return WRONG
         if state.hidden:
             return f"And the {next(iter(state.hidden))}?"
-        if not all(holds(heard, value) for value in values) or mixes_up(said, values):
+        if not all(holds(heard, value) for value in values) or mixes_up(said, record["answer"]):
             return "That is not what I told you."
         return None
     asked = questions(heard, record)

@@ -19,7 +19,7 @@ Check = Callable[[str, Any], Any]
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 # What a reward is called with besides the columns of a record.
-RESERVED = {"prompts", "completions", "prompt_ids", "completion_ids", "slots"}
+RESERVED = {"self", "prompts", "completions", "prompt_ids", "completion_ids", "slots"}
 
 
 def check_text(text: Any, name: str) -> None:

@@ -60,8 +60,9 @@ class Summarization(SingleTurn):
     All references are built alike. Their frame, filled with the goal that the text tells at its beginning,
     wins most of ROUGE-L (0.94 at "easy"): therefore half of the reward is for the facts. Naming every trouble
     there is would win these too, if wrong ones did not count against it: that way it gets 0.38. What is left
-    is "goal", which says nothing wrong and nothing of the trouble: 0.81, 0.68 and 0.81 at the three levels.
-    `tests/test_task_summarization.py` shows that no trick gets 0.85.
+    is "goal", which says nothing wrong and nothing of the trouble: 0.81, 0.68 and 0.81 at the three levels,
+    and, found later and not mended yet, the goals with the first five words behind "But" as the trouble:
+    0.91, 0.76 and 0.90. `tests/test_task_summarization.py` shows that no other trick gets 0.85.
 
     ## References
     Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries" (package rouge-score); Nallapati et

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar
 
 from lm_envs.pretraining.telling import Dice, expand
 from lm_envs.pretraining.world import BOYS, GIRLS
 from lm_envs.rewards import RewardFunction, WordErrorRate
-from lm_envs.tasks.record_task import TEST_SHARE, Player, RecordState, SingleTurn
+from lm_envs.tasks.record_task import TEST_SHARE, Player, SingleTurn
 from lm_envs.tasks.records import Check, a_text, texts
 
 
@@ -50,7 +50,7 @@ class Transcription(SingleTurn):
     ## Players
     "best" gives the first reference. Tricks: "the", which is the most frequent word, the same sentence
     always, the phonemes themselves, and the phonemes of each word written as one word. No player, since it
-    knows the dictionary, is the honest listener `nearest_words`: the words with the fewest edits from what
+    knows the dictionary, is an honest listener: the words with the fewest edits from what
     was heard, where there are commas, get about -0.03 at "easy" and -0.09 at "medium".
 
     ## How it could be hacked
@@ -304,20 +304,3 @@ def mishear(phonemes: tuple[str, ...], noise: tuple[int, int, int], dice: Dice) 
             if roll < substituted + deleted + inserted:
                 heard.append(dice.pick(sorted(_TAKEN_FOR)))
     return heard
-
-
-def nearest_words(state: RecordState) -> str:
-    """For what is heard between two commas, the word that is fewest edits away."""
-    words = vocabulary()
-    heard = [chunk.split() for chunk in state.columns["phonemes"].split(",")]
-    return " " + " ".join(min(words, key=lambda word: _edits(pronounce(word), chunk)) for chunk in heard)
-
-
-def _edits(said: Sequence[str], heard: Sequence[str]) -> int:
-    """Levenshtein distance."""
-    row = list(range(len(heard) + 1))
-    for i, a in enumerate(said, 1):
-        row, before = [i], row
-        for j, b in enumerate(heard, 1):
-            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (a != b)))
-    return row[-1]

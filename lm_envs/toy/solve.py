@@ -192,8 +192,14 @@ class Solution:
         return self.evaluate(np.full_like(self.q_values, 1 / self.q_values.shape[1])).objective
 
     def regret(self, policy: Policy) -> float:
-        """`(V* - V_policy) / (V* - V_uniform)`: 0 for an optimal policy, 1 for a uniformly random one."""
+        """`(V* - V_policy) / (V* - V_uniform)`: 0 for an optimal policy, 1 for a uniformly random one.
+
+        Raises:
+            ValueError: every policy has the same return, as where all tokens slip.
+        """
         gap = self.optimal_return - self.uniform_return
+        if gap < 1e-12:
+            raise ValueError("regret needs a best policy, but here all have the same return (slip=1, say)")
         return (self.optimal_return - self.evaluate(policy).objective) / gap
 
     def policy_gradient(self, logits: np.ndarray) -> np.ndarray:
@@ -207,7 +213,9 @@ class Solution:
         """
         policy = softmax(logits)
         evaluation = self.evaluate(policy)
-        gradient = evaluation.visits[:, None] * policy * evaluation.advantages
+        # Where a probability underflows to 0, its penalty is infinite, and their product tends to 0.
+        advantages = np.where(policy > 0, evaluation.advantages, 0.0)
+        gradient = evaluation.visits[:, None] * policy * advantages
         for t, layer in enumerate(self.tables.layers):
             gradient[layer] *= self.gamma**t
         return gradient
