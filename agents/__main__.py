@@ -10,8 +10,6 @@ import gymnasium
 import tyro
 from rich.table import Table
 
-from lm_envs.errors import ModelError, RewardError
-
 
 def list_ids() -> None:
     """List the registered environments."""
@@ -34,7 +32,7 @@ def list_ids() -> None:
 
 
 def main() -> None:
-    """Parses the command line and runs one command."""
+    """Parses the command line and runs one command; mistakes in it end with a message and exit code 2."""
     from agents.evaluate import Evaluate
     from agents.generate import Generate
     from agents.tabular.run import Tabular
@@ -47,16 +45,17 @@ def main() -> None:
         "generate": Generate,
         "list": list_ids,
     }
-    command: Callable[[], None] | None = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="python -m agents", description=__doc__
-    )
     try:
+        command: Callable[[], None] | None = tyro.extras.subcommand_cli_from_dict(
+            commands, prog="python -m agents", description=__doc__
+        )
         if command is not None:
             command()
-    except (ModelError, RewardError, gymnasium.error.Error) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except (ValueError, OSError, ImportError, gymnasium.error.Error) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit("interrupted (a training run goes on from its last checkpoint with --resume)")
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from agents import report
 from agents.metrics import N_GRAM_METRICS, story_auditor
-from agents.options import parse_env_kwargs
+from agents.options import check_counts, check_file, parse_env_kwargs
 from agents.play import Episode, Sampling, play
+from agents.toy.learners import TOYS
 from lm_envs.language_model import LanguageModel
 
 
@@ -20,7 +22,8 @@ class Evaluate:
     model: str | None = None
     """Folder (a run's `model` folder, say) or hub id; None: the bundled model."""
     reference: str | None = None
-    """The model that KL and paired difference are measured against; None: the bundled one."""
+    """The model that `model` was trained from: the environment's own, and what KL and paired difference are
+    measured against; None: the bundled one."""
     env: str = "TextGen-v0"
     """Registered id of the environment."""
     env_kwargs: str = '{"split": "test"}'
@@ -35,6 +38,7 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Evaluates the model and the reference on the same prompts and prints both."""
+        self._check()
         before = self.play(self.reference)
         after = before if self.model == self.reference else self.play(self.model)
         auditor = story_auditor() if self.env == "TextGen-v0" else None
@@ -56,6 +60,26 @@ class Evaluate:
             rows = {name: [dataclasses.asdict(e) for e in played] for name, played in episodes.items()}
             report.write_json(self.out, columns | {"paired_differences": differences, "episodes": rows})
 
+    def _check(self) -> None:
+        """ValueError or OSError unless the options fit each other and the file can be written."""
+        check_counts(episodes=self.episodes)
+        check_counts(0, seed=self.seed, samples=self.samples)
+        if self.env.removeprefix("lm_envs:") in TOYS:
+            raise ValueError(f"--env {self.env} is a toy, which has no language model: train judges its runs")
+        name = self._env_kwargs()["model"]
+        vocabulary = LanguageModel.load(name, lazy=True).tokenizer.get_vocab()
+        for player in (self.model, self.reference):
+            if LanguageModel.load(player, lazy=True).tokenizer.get_vocab() != vocabulary:
+                raise ValueError(
+                    "--model and --reference have different tokenizers: "
+                    "give as --reference the model that it was trained from"
+                )
+        if self.out is not None:
+            check_file(self.out)
+
+    def _env_kwargs(self) -> dict[str, Any]:
+        return {"model": self.reference, **parse_env_kwargs(self.env_kwargs)}
+
     def play(self, name: str | None) -> list[Episode]:
         """One episode per slot of the model called `name`."""
         return play(
@@ -64,6 +88,6 @@ class Evaluate:
             self.env,
             sampling=self.sampling,
             seed=self.seed,
-            env_kwargs=parse_env_kwargs(self.env_kwargs),
+            env_kwargs=self._env_kwargs(),
             progress=f"playing {name or 'the bundled model'}",
         )

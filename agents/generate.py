@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from agents.options import check_counts
 from agents.play import Sampling
 from lm_envs.language_model import LanguageModel
 
@@ -31,22 +32,43 @@ class Generate:
 
     def __call__(self) -> None:
         """Prints each prompt with its completion."""
-        prompts = list(self.prompts)
-        if not prompts:
-            source = self.prompts_file.read_text("utf-8") if self.prompts_file else sys.stdin.read()
-            prompts = [line for line in source.splitlines() if line]
-        if not prompts:
-            sys.exit("no prompt: give prompts as arguments, with --prompts-file, or on standard input")
+        check_counts(max_new_tokens=self.max_new_tokens)
+        check_counts(0, seed=self.seed)
+        prompts = self._prompts()
         language_model = LanguageModel.load(self.model, chat=self.chat)
         for prompt, completion in zip(prompts, complete(language_model, prompts, self), strict=True):
             print(
                 f"{prompt}\033[1m{completion}\033[0m\n" if sys.stdout.isatty() else f"{prompt}{completion}\n"
             )
 
+    def _prompts(self) -> list[str]:
+        if self.prompts and self.prompts_file:
+            raise ValueError("give prompts as arguments or with --prompts-file, not both")
+        prompts = list(self.prompts)
+        if not prompts:
+            try:
+                source = self.prompts_file.read_text("utf-8") if self.prompts_file else sys.stdin.read()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{self.prompts_file or 'standard input'} is not UTF-8: {error}") from error
+            prompts = [line for line in source.splitlines() if line]
+        if not prompts:
+            raise ValueError("no prompt: give prompts as arguments, with --prompts-file or on standard input")
+        return prompts
+
 
 def complete(language_model: LanguageModel, prompts: list[str], settings: Generate) -> list[str]:
-    """The completion of each prompt, up to EOS, `max_new_tokens` or the end of the context window."""
+    """The completion of each prompt, up to EOS, `max_new_tokens` or the end of the context window.
+
+    Raises:
+        ValueError: a prompt is longer than the context window.
+    """
     contexts = [language_model.encode_prompt(prompt) for prompt in prompts]
+    for prompt, context in zip(prompts, contexts, strict=True):
+        if len(context) > language_model.context_length:
+            raise ValueError(
+                f"prompt {prompt!r:.60} has {len(context)} tokens, and {language_model.name} takes "
+                f"{language_model.context_length}"
+            )
     decoder = language_model.decoder(len(prompts))
     generator = torch.Generator(decoder.hidden.device).manual_seed(settings.seed)
     written: list[list[int]] = [[] for _ in prompts]
@@ -66,4 +88,4 @@ def complete(language_model: LanguageModel, prompts: list[str], settings: Genera
         if not live:
             break
         decoder.step([written[slot][-1] for slot in live], live)
-    return [language_model.decode(tokens) for tokens in written]
+    return list(map(language_model.decode_after, contexts, written))

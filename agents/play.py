@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lm_envs.decoding import Decoder
 from lm_envs.language_model import LanguageModel
-from lm_envs.sampling import filter_logits, sample
+from lm_envs.sampling import check_sampling_arguments, filter_logits, sample
 from lm_envs.sb3 import make_vec_env
 from lm_envs.sb3.vec_env import GymVecEnv
 
@@ -27,6 +27,9 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     greedy: bool = False
+
+    def __post_init__(self) -> None:
+        check_sampling_arguments(self.temperature, self.top_k, self.top_p)
 
     def draw(
         self, logits: torch.Tensor, generator: torch.Generator, action_mask: torch.Tensor | None = None
@@ -107,7 +110,7 @@ def play(
         kl = log_prob(logits, actions, action_mask) - log_prob(reference.logits(), actions, action_mask)
         return actions.cpu().numpy(), kl
 
-    env = make_vec_env(env_id, slots, seed=seed, **token_mode(env_id), **(env_kwargs or {}))
+    env = token_env(env_id, slots, seed, env_kwargs or {})
     return first_episodes(env, act, progress)
 
 
@@ -131,7 +134,7 @@ def play_script(
     Returns:
         The episodes; their KL is 0.
     """
-    env = make_vec_env(env_id, episodes, seed=seed, **token_mode(env_id), **(env_kwargs or {}))
+    env = token_env(env_id, episodes, seed, env_kwargs or {})
     dynamics = env.env.unwrapped._core.episodes  # type: ignore[attr-defined]
     turn_numbers = [(-1, -1)] * episodes
     queues: list[list[int]] = [[] for _ in range(episodes)]
@@ -182,6 +185,26 @@ def choice_log_probs(
 
     walk(0, range(len(choices)))
     return scores
+
+
+def token_env(env_id: str, slots: int, seed: int, env_kwargs: Mapping[str, Any]) -> GymVecEnv:
+    """A vector environment whose actions and observations are tokens.
+
+    Raises:
+        gymnasium.error.Error: no such id.
+        ValueError: arguments that it does not take, or other actions or observations.
+    """
+    kwargs = token_mode(env_id) | dict(env_kwargs)
+    try:
+        env = make_vec_env(env_id, slots, seed=seed, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{env_id} with {kwargs}: {error}") from error
+    if "input_ids" not in getattr(env.observation_space, "spaces", {}):
+        raise ValueError(f"{env_id} with {kwargs} shows no tokens, but {env.observation_space}")
+    vocab_size = env.get_attr("language_model")[0].vocab_size
+    if getattr(env.action_space, "n", None) != vocab_size:
+        raise ValueError(f"actions of {env_id} with {kwargs} must be its {vocab_size} tokens")
+    return env
 
 
 def token_mode(env_id: str) -> dict[str, Any]:

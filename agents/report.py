@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
@@ -122,8 +123,16 @@ def console(file: IO[str] | None = None) -> Console:
 def print_and_save(path: Path, *parts: Any) -> None:
     """Prints rich renderables, and writes the same as plain text to `path`."""
     console().print(*parts, sep="\n")
-    with path.open("w", encoding="utf-8") as file:
-        console(file).print(*parts, sep="\n")
+    plain = io.StringIO()
+    console(plain).print(*parts, sep="\n")
+    write_text(path, plain.getvalue())
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure as PNG to a temporary name, then renames it."""
+    temporary = path.with_name("." + path.name)
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, path)
 
 
 def plot_learning_curve(
@@ -165,7 +174,5 @@ def plot_learning_curve(
     axes[0].legend(fontsize=8)
     axes[2].set_ylim(0, 1)
     axes[2].axhline(0.3, color="tab:red", linestyle="--", linewidth=0.8)
-    temporary = target.with_name("." + target.name)
-    figure.savefig(temporary, dpi=120, format="png")
+    save_figure(figure, target)
     plt.close(figure)
-    os.replace(temporary, target)

@@ -22,7 +22,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 import lm_envs  # noqa: F401  registers the ids
 from agents.metrics import mean_interval
-from agents.report import write_json
+from agents.report import save_figure, write_json
 from lm_envs.language_model import LanguageModel
 from lm_envs.sb3.vec_env import make_vec_env
 from lm_envs.tasks import Completion
@@ -265,10 +265,8 @@ def plot(path: Path, curve: Sequence[Mapping[str, float]], tests: Mapping[str, A
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=120, format="png")
+    save_figure(figure, path)
     plt.close(figure)
-    os.replace(temporary, path)
 
 
 def film(path: Path, choose: Callable[[np.ndarray], np.ndarray], seed: int) -> None:

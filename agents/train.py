@@ -12,7 +12,8 @@ import shutil
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +27,17 @@ from tqdm import TqdmExperimentalWarning
 from agents import report
 from agents.metrics import story_auditor
 from agents.monitor import TextMonitor
-from agents.options import check_folder, parse_env_kwargs
-from agents.play import Episode, play
+from agents.options import (
+    check_counts,
+    check_folder,
+    check_positive,
+    check_share,
+    option,
+    parse_env_kwargs,
+)
+from agents.play import Episode, play, token_env
 from agents.toy.learners import TOYS
-from agents.toy.run import option, train_toy
+from agents.toy.run import train_toy
 from lm_envs.decoding import Decoder
 from lm_envs.language_model import LanguageModel
 from lm_envs.sb3 import (
@@ -37,11 +45,11 @@ from lm_envs.sb3 import (
     KLCallback,
     TransformerPolicy,
     load_checkpoint,
-    make_vec_env,
     save_checkpoint,
 )
 
 TEXT_ALGORITHMS = ("ppo", "a2c")
+PPO_ONLY = ("batch_size", "n_epochs", "clip_range")
 
 COMMON = {"env", "algo", "total_timesteps", "env_kwargs", "seed", "out", "overwrite"}  # settings of all runs
 
@@ -72,7 +80,7 @@ class TextSettings:
     out: Path = Path("runs/textgen")
     overwrite: bool = False
     resume: bool = False
-    checkpoint_every: int = 20
+    checkpoint_every: int = 5
     eval_episodes: int = 128
     stop_on_alarm: bool = False
     wandb: bool = False
@@ -132,7 +140,7 @@ class Train:
     resume: bool = False
     """Texts only: continue the run in `out`: its own settings hold, `total_timesteps` more."""
     checkpoint_every: int | None = None
-    """Texts only: rollouts between two checkpoints; None: 20."""
+    """Texts only: rollouts between two checkpoints; None: 5. Ctrl-C writes one, too."""
     eval_episodes: int | None = None
     """Texts only: held-out prompts played before and after; None: 128."""
     stop_on_alarm: bool = False
@@ -143,13 +151,15 @@ class Train:
 
     def __call__(self) -> None:
         """Trains, and writes the run folder; on texts evaluates before and after, on held-out prompts."""
+        self._check()
+        given = self._given()
         env_id = self.env.removeprefix("lm_envs:")
         if env_id in TOYS:
             train_toy(
                 env_id,
                 self.algo,
                 env_kwargs=parse_env_kwargs(self.env_kwargs),
-                changes={name: value for name, value in self._given().items() if name not in COMMON},
+                changes={name: value for name, value in given.items() if name not in COMMON},
                 total_timesteps=self.total_timesteps,
                 seed=self.seed,
                 out=self.out,
@@ -157,15 +167,39 @@ class Train:
             )
             return
         if self.algo not in TEXT_ALGORITHMS:
-            sys.exit(
+            raise ValueError(
                 f"--algo {self.algo} does not learn on {self.env}: choose {', '.join(TEXT_ALGORITHMS)}; "
                 f"{self.algo} learns on {', '.join(TOYS)}"
             )
+        if self.algo == "a2c":
+            for name in PPO_ONLY:
+                if name in given:
+                    raise ValueError(f"{option(name)} is no option of a2c")
         if self.wandb and find_spec("wandb") is None:
-            sys.exit("--wandb needs the package wandb: pip install 'lm-envs[wandb]'")
-        given = self._given()
+            raise ImportError("--wandb needs the package wandb: pip install 'lm-envs[wandb]'")
         run = Run.resume(given) if self.resume else Run.start(TextSettings(**given))
-        run.train()
+        try:
+            run.train()
+        except KeyboardInterrupt:
+            if (run.settings.out / "checkpoint" / "checkpoint.json").exists():
+                sys.exit(f"interrupted: goes on with --resume --out {run.settings.out}")
+            raise
+
+    def _check(self) -> None:
+        """ValueError unless every number is in its range."""
+        check_counts(
+            total_timesteps=self.total_timesteps,
+            n_envs=self.n_envs,
+            batch_size=self.batch_size,
+            n_epochs=self.n_epochs,
+            n_steps=self.n_steps,
+            lora_rank=self.lora_rank,
+            checkpoint_every=self.checkpoint_every,
+            eval_episodes=self.eval_episodes,
+        )
+        check_counts(0, seed=self.seed, freeze_layers=self.freeze_layers)
+        check_positive(learning_rate=self.learning_rate, clip_range=self.clip_range)
+        check_share(gae_lambda=self.gae_lambda)
 
     def _given(self) -> dict[str, Any]:
         """The settings that are not their defaults, by name."""
@@ -176,40 +210,66 @@ class Train:
 
 
 class Checkpointer(BaseCallback):
-    """Saves a checkpoint every `every` rollouts, at a rollout boundary: resuming from it is exact."""
+    """Saves every `every` rollouts, at a rollout boundary: resuming from such a checkpoint is exact."""
 
-    def __init__(self, learner: OnPolicyAlgorithm, folder: Path, every: int) -> None:
+    def __init__(self, save: Callable[[], None], every: int) -> None:
         super().__init__()
-        self.learner, self.folder, self.every, self._rollouts = learner, folder, every, 0
+        self.save, self.every, self._rollouts = save, every, 0
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
         if self._rollouts and self._rollouts % self.every == 0:
-            save_checkpoint(self.learner, self.folder)
+            self.save()
         self._rollouts += 1
+
+
+def task_kwargs(text: str, name: str) -> dict[str, Any]:
+    """Arguments of the environment other than its model, from the JSON that was given as option `name`."""
+    kwargs = parse_env_kwargs(text, name)
+    if "model" in kwargs:
+        raise ValueError(f"{name} cannot change the model: give it with --model")
+    return kwargs
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @dataclass
 class Run:
-    """A training run and its folder."""
+    """A training run and its folder.
+
+    Attributes:
+        settings: of the whole run.
+        steps: to train for in this session.
+        model: the learner.
+        before: what the untrained model played.
+        minutes: that earlier sessions trained, and this one once it is over.
+        alarms: of earlier sessions, and of this one once it is over.
+    """
 
     settings: TextSettings
     steps: int
     model: OnPolicyAlgorithm
-    before: list[Episode]
+    before: list[Episode] = field(default_factory=list)
+    minutes: float = 0.0
+    alarms: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._penalty = KLCallback(kl_coef=self.settings.kl_coef, target=self.settings.kl_target)
 
     @classmethod
     def start(cls, settings: TextSettings) -> Run:
-        """A new run; its untrained model is evaluated first."""
-        if settings.out.exists() and not settings.overwrite:
-            sys.exit(f"{settings.out} exists: continue it with --resume, or replace it with --overwrite")
-        check_folder(settings.out, settings.overwrite, "settings.json")
-        env_kwargs = parse_env_kwargs(settings.env_kwargs)
-        env = make_vec_env(
-            settings.env, settings.n_envs, seed=settings.seed, model=settings.model, **env_kwargs
-        )
+        """A new run; its untrained model is evaluated first.
+
+        Whatever can be wrong with the settings shows before a run in the same folder is replaced.
+        """
+        check_folder(settings.out, settings.overwrite, "settings.json", "continue it with --resume")
+        env_kwargs = {"model": settings.model, **task_kwargs(settings.env_kwargs, "--env-kwargs")}
+        env = token_env(settings.env, settings.n_envs, settings.seed, env_kwargs)
         policy_kwargs: dict[str, Any] = {"model": settings.model, "freeze_layers": settings.freeze_layers}
         if settings.lora_rank is not None:
             policy_kwargs["lora"] = {"r": settings.lora_rank}
@@ -236,14 +296,14 @@ class Run:
             )
         else:
             model = A2C(TransformerPolicy, env, **shared)
+        run = cls(settings, settings.total_timesteps, model)
+        run.before = run.evaluate("evaluating the untrained model")
         if settings.out.exists():
             shutil.rmtree(settings.out)
         settings.out.mkdir(parents=True)
         report.write_json(
             settings.out / "settings.json", dataclasses.asdict(settings) | {"out": str(settings.out)}
         )
-        run = cls(settings, settings.total_timesteps, model, [])
-        run.before = run.evaluate("evaluating the untrained model")
         report.write_json(settings.out / "before.json", [dataclasses.asdict(e) for e in run.before])
         return run
 
@@ -251,23 +311,28 @@ class Run:
     def resume(cls, given: dict[str, Any]) -> Run:
         """The run in `given["out"]`, at its newest checkpoint, for `given["total_timesteps"]` more.
 
-        Exits if other settings are given that are not the run's own: they would have no effect.
+        Raises:
+            ValueError: other settings are given that are not the run's own: they would have no effect. Or
+                there is no run, or a damaged one.
         """
         asked = TextSettings(**given)
+        out = asked.out
         try:
-            stored = json.loads((asked.out / "settings.json").read_text(encoding="utf-8"))
-            before = json.loads((asked.out / "before.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            sys.exit(f"nothing to resume in {asked.out}: {error.filename} is missing")
+            settings = TextSettings(**(read_json(out / "settings.json") | {"out": out}))
+            before = [Episode(**episode) for episode in read_json(out / "before.json")]
+            history = read_json(out / "history.json") if (out / "history.json").exists() else {}
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(f"nothing to resume in {out}: {error.filename} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the run in {out} is damaged: {error}") from error
         for name in given.keys() - {"out", "total_timesteps", "resume"}:
-            if given[name] != stored[name]:
-                sys.exit(
-                    f"{option(name)} {given[name]} cannot be set with --resume: the run in {asked.out} "
-                    f"goes on with its own settings, {stored[name]} here"
+            if given[name] != (stored := getattr(settings, name)):
+                raise ValueError(
+                    f"{option(name)} {given[name]} cannot be set with --resume: the run in {out} "
+                    f"goes on with its own settings, {stored} here"
                 )
-        settings = TextSettings(**(stored | {"out": asked.out}))
-        model = load_checkpoint(asked.out / "checkpoint")
-        return cls(settings, asked.total_timesteps, model, [Episode(**episode) for episode in before])
+        model = load_checkpoint(out / "checkpoint")
+        return cls(settings, asked.total_timesteps, model, before, **history)
 
     def train(self) -> None:
         """Learns for `steps` more steps, then writes checkpoint, model, curve, samples and evaluation."""
@@ -280,23 +345,28 @@ class Run:
         auditor = story_auditor() if settings.env == "TextGen-v0" and settings.model is None else None
         base = report.summarize(self.before, auditor)
         monitor = TextMonitor(base, auditor, stop_on_alarm=settings.stop_on_alarm)
-        callbacks = CallbackList(
-            [
-                KLCallback(kl_coef=settings.kl_coef, target=settings.kl_target),
-                monitor,
-                Checkpointer(self.model, out / "checkpoint", settings.checkpoint_every),
-            ]
-        )
-        started = time.perf_counter()
+        minutes, alarms, started = self.minutes, self.alarms, time.perf_counter()
+
+        def save() -> None:
+            self.minutes = minutes + (time.perf_counter() - started) / 60
+            self.alarms = alarms + list(monitor.alarms.values())
+            save_checkpoint(self.model, out / "checkpoint")
+            report.write_json(out / "history.json", {"minutes": self.minutes, "alarms": self.alarms})
+
+        callbacks = CallbackList([self._penalty, monitor, Checkpointer(save, settings.checkpoint_every)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TqdmExperimentalWarning)  # SB3's progress bar
-            self.model.learn(self.steps, callback=callbacks, reset_num_timesteps=False, progress_bar=True)
-        minutes = (time.perf_counter() - started) / 60
-        save_checkpoint(self.model, out / "checkpoint")
+            try:
+                self.model.learn(self.steps, callback=callbacks, reset_num_timesteps=False, progress_bar=True)
+            except KeyboardInterrupt:
+                if self.model.num_timesteps:
+                    save()
+                raise
+        save()
         self.policy.save_pretrained(out / "model")
         after = self.evaluate("evaluating the trained model")
         columns = {"before": base, "after": report.summarize(after, auditor)}
-        self._report(after, columns, minutes, list(monitor.alarms.values()))
+        self._report(after, columns)
 
     @property
     def policy(self) -> TransformerPolicy:
@@ -306,9 +376,9 @@ class Run:
     def evaluate(self, label: str) -> list[Episode]:
         """One episode on each held-out prompt, sampled at temperature 1."""
         settings = self.settings
-        env_kwargs = parse_env_kwargs(settings.env_kwargs)
+        env_kwargs = task_kwargs(settings.env_kwargs, "--env-kwargs")
         if settings.eval_kwargs is not None:
-            env_kwargs |= parse_env_kwargs(settings.eval_kwargs)
+            env_kwargs |= task_kwargs(settings.eval_kwargs, "--eval-kwargs")
         elif "prompts" not in env_kwargs:
             env_kwargs["split"] = "test"
         base = LanguageModel.load(settings.model)
@@ -322,10 +392,9 @@ class Run:
             progress=label,
         )
 
-    def _report(
-        self, after: list[Episode], columns: dict[str, dict[str, Any]], minutes: float, alarms: list[str]
-    ) -> None:
+    def _report(self, after: list[Episode], columns: dict[str, dict[str, Any]]) -> None:
         out, settings, steps = self.settings.out, self.settings, self.model.num_timesteps
+        minutes, alarms = self.minutes, self.alarms
         differences = report.paired_differences(self.before, after)
         run = {"paired_differences": differences, "steps": steps, "minutes": minutes, "alarms": alarms}
         report.write_json(out / "evaluation.json", columns | run)

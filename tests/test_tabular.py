@@ -388,7 +388,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert curve[-1].regret == pytest.approx(0, abs=1e-9)
     assert "optimal return" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {"agent.npz", "curve.csv", "result.json"}
-    with pytest.raises(SystemExit, match="exists"):
+    with pytest.raises(ValueError, match="exists"):
         Tabular(**settings)()
     hard: dict[str, Any] = {"total_timesteps": 2_000, "overwrite": True}
     too_large = '{"vocab_size": 8, "length": 8, "observation": "index"}'

@@ -135,11 +135,11 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_runs_are_kept_and_replaced_as_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, "q_learning")
     before = (tmp_path / "q_learning" / "agent.npz").read_bytes()
-    with pytest.raises(SystemExit, match="exists: replace it with --overwrite"):
+    with pytest.raises(ValueError, match="exists: replace it with --overwrite"):
         train(tmp_path, "q_learning", seed=1)
-    with pytest.raises(SystemExit, match=r"a run of TextGen-ToyCopy-v0 .* not of TextGen-ToyReverse-v0"):
+    with pytest.raises(ValueError, match=r"a run of TextGen-ToyCopy-v0 .* not of TextGen-ToyReverse-v0"):
         Train(env="TextGen-ToyReverse-v0", algo="q_learning", out=tmp_path, overwrite=True)()
-    with pytest.raises(SystemExit, match=r"'length': 2}, not of TextGen-ToyCopy-v0 with {}"):
+    with pytest.raises(ValueError, match=r"'length': 2}, not of TextGen-ToyCopy-v0 with {}"):
         Train(env=TOY, algo="dqn", out=tmp_path)()
     assert (tmp_path / "q_learning" / "agent.npz").read_bytes() == before
     train(tmp_path, "q_learning", seed=1, overwrite=True)
@@ -149,11 +149,11 @@ def test_runs_are_kept_and_replaced_as_asked(tmp_path: Path, capsys: pytest.Capt
     Tabular(TOY, algo="sarsa", total_timesteps=500, n_envs=8, env_kwargs=dials, out=tmp_path / "sarsa")()
     assert list(read_curves(tmp_path)) == ["q_learning", "sarsa"]
     # A run on texts does not replace the toys' runs, and --overwrite replaces nothing but runs.
-    with pytest.raises(SystemExit, match=r"holds no settings\.json"):
+    with pytest.raises(ValueError, match=r"holds no settings\.json"):
         Train(out=tmp_path, overwrite=True)()
     (tmp_path / "dqn").mkdir()
     (tmp_path / "dqn" / "thesis.txt").write_text("mine")
-    with pytest.raises(SystemExit, match=r"holds no result\.json"):
+    with pytest.raises(ValueError, match=r"holds no result\.json"):
         train(tmp_path, "dqn", overwrite=True)
     assert (tmp_path / "dqn" / "thesis.txt").exists()
 
@@ -178,7 +178,7 @@ def test_runs_are_kept_and_replaced_as_asked(tmp_path: Path, capsys: pytest.Capt
     ],
 )
 def test_wrong_arguments(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ValueError, match=message):
         Train(out=tmp_path / "run", **settings)()
     assert not (tmp_path / "run").exists()
 

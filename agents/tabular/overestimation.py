@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from agents.report import save_figure
 from agents.tabular import DoubleQLearning, QLearning, Random, ValueAgent, make_env
 from lm_envs.toy import solve
 
@@ -52,7 +53,7 @@ class Overestimation:
         axes.set_title(f"{self.env}, reward_noise={self.reward_noise:g}: {self.seeds} seeds")
         axes.legend()
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.out, dpi=150)
+        save_figure(figure, self.out)
         print(f"figure           {self.out}")
         return curves
 

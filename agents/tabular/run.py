@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from gymnasium.vector import VectorEnv
 
-from agents.options import check_folder, parse_env_kwargs
+from agents.options import check_counts, check_folder, check_positive, check_share, parse_env_kwargs
 from agents.tabular import ALGORITHMS, TabularAgent, make_env
 from agents.tabular.behaviour import Behaviour, EpsilonGreedy, Proposal, Random, Softmax
 from agents.tabular.schedules import Linear
@@ -58,8 +57,15 @@ class Tabular:
 
     def __call__(self) -> list[Point]:
         """Trains; writes agent.npz, curve.csv and result.json; prints and returns the learning curve."""
+        check_counts(total_timesteps=self.total_timesteps, n_envs=self.n_envs, points=self.points)
+        check_counts(0, seed=self.seed)
+        check_positive(learning_rate=self.learning_rate)
+        check_share(gamma=self.gamma)
         check_folder(self.out, self.overwrite, "result.json")
-        judge = Judge(self.agent(), self._env())
+        try:
+            judge = Judge(self.agent(), self._env())
+        except TypeError as error:  # arguments that it does not take, or observations that are no keys
+            raise ValueError(f"{self.env} with {self.env_kwargs}: {error}") from error
         curve, seconds = learn(judge, self.total_timesteps, self.points)
         settings = asdict(self) | {"out": str(self.out), "env_kwargs": parse_env_kwargs(self.env_kwargs)}
         finish(self.out, judge, curve, seconds, settings)
@@ -85,7 +91,3 @@ class Tabular:
         if self.behaviour == "softmax":
             return Softmax() if explore is None else Softmax(explore)
         return Random() if self.behaviour == "random" else Proposal()
-
-
-if __name__ == "__main__":
-    tyro.cli(Tabular, prog="python -m agents.tabular.run")()

@@ -8,7 +8,6 @@ that chain would lead elsewhere.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
 
+from agents.report import save_figure
 from agents.toy.critic import Audited, CriticAudit
 from agents.toy.transformer import fit_to_ngram, save_toy_transformer
 from lm_envs.language_model import LanguageModel
@@ -253,9 +253,7 @@ def plot(results: list[AuditResult], frontier: list[TradeOff], path: Path) -> No
     axes.margins(y=0.12)
     axes.legend(loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ from __future__ import annotations
 import csv
 import inspect
 import json
-import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +20,8 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from agents.options import check_folder
-from agents.report import console, write_json
+from agents.options import check_folder, option
+from agents.report import console, save_figure, write_json
 from agents.tabular import TabularAgent, make_env
 from agents.toy import learners
 from agents.toy.judge import Judge, Point, learn
@@ -58,10 +56,13 @@ def train_toy(
         points: points of the learning curve.
 
     Returns:
-        The learning curve. User mistakes end the program with a message.
+        The learning curve.
+
+    Raises:
+        ValueError: options that do not fit the learner or the toy, or a folder that holds something else.
     """
     if algo not in learners.FAMILIES:
-        sys.exit(f"--algo {algo} does not learn on {env_id}: choose {', '.join(learners.FAMILIES)}")
+        raise ValueError(f"--algo {algo} does not learn on {env_id}: choose {', '.join(learners.FAMILIES)}")
     build = learners.FAMILIES[algo]
     accepted = [
         name
@@ -71,7 +72,7 @@ def train_toy(
     for name in changes:
         if name not in accepted:
             options = ", ".join(map(option, accepted))
-            sys.exit(f"{option(name)} is no option of {algo} on {env_id}, which takes {options}")
+            raise ValueError(f"{option(name)} is no option of {algo} on {env_id}, which takes {options}")
     out = Path("runs", env_id) if out is None else out
     folder = out / algo
     check_folder(folder, overwrite, "result.json")
@@ -80,7 +81,7 @@ def train_toy(
         learner = build(env_id, env_kwargs, seed, **changes)
         judge = Judge(learner, own_env(learner, env_id, env_kwargs))
     except (TypeError, ValueError) as error:
-        sys.exit(f"{env_id} with {env_kwargs} and {dict(changes)}: {error}")
+        raise ValueError(f"{env_id} with {env_kwargs} and {dict(changes)}: {error}") from error
     steps = learners.TIMESTEPS[algo] if total_timesteps is None else total_timesteps
     with one_thread():
         curve, seconds = learn(judge, steps, points, learners.callbacks(learner))
@@ -90,11 +91,6 @@ def train_toy(
     save_figure(figure, out / "regret.png")
     print(f"all runs here    {out / 'regret.png'}")
     return curve
-
-
-def option(name: str) -> str:
-    """A setting's name on the command line."""
-    return "--" + name.replace("_", "-")
 
 
 def own_env(learner: Any, env_id: str, env_kwargs: dict[str, Any]) -> Any:
@@ -115,13 +111,13 @@ def one_thread() -> Iterator[None]:
 
 
 def check_neighbours(out: Path, env_id: str, env_kwargs: dict[str, Any]) -> None:
-    """Ends the program if `out` holds runs of another environment: they cannot share a figure."""
+    """ValueError if `out` holds runs of another environment: they cannot share a figure."""
     if (out / "settings.json").exists():
-        sys.exit(f"{out} holds a run on texts: choose another folder with --out")
+        raise ValueError(f"{out} holds a run on texts: choose another folder with --out")
     for path in sorted(out.glob("*/result.json")):
         other = json.loads(path.read_text(encoding="utf-8"))["settings"]
         if (other["env"], other["env_kwargs"]) != (env_id, env_kwargs):
-            sys.exit(
+            raise ValueError(
                 f"{path.parent} is a run of {other['env']} with {other['env_kwargs']}, not of {env_id} with "
                 f"{env_kwargs}: choose another folder with --out"
             )
@@ -228,10 +224,3 @@ def draw(curves: Mapping[str, list[Point]], title: str) -> Any:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a PNG to a temporary name, then renames it."""
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
