@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import tyro
+
+from lm_envs.errors import ModelError
 
 
 def main() -> None:
@@ -27,7 +31,10 @@ def main() -> None:
         "model": Model,
         "docs": Docs,
     }
-    tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")()
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")()
+    except (ValueError, ModelError, gymnasium.error.Error) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class EpisodePicture:
 
     def __call__(self) -> None:
         """Plays, renders every token, and writes the picture."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         env = gymnasium.make("TextGen-v0", render_mode="rgb_array", split="test")
         language_model = LanguageModel.load(self.model)
         LanguageModel.load().model  # noqa: B018  loaded weights make the environment shade tokens by probability

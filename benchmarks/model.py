@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from agents import report
 from agents.metrics import common_ngram, distinct, repetition
+from agents.options import check_counts
 from agents.play import Sampling, play_script
 from benchmarks.players import TEXT_IDS, play_model, play_randomly, scripts
 from lm_envs.language_model import LanguageModel
@@ -94,13 +95,14 @@ class Model:
     training_rows: int | None = None
     """Rows of the recipe's training text whose stories it could have copied; None: all."""
     ids: tuple[str, ...] = TEXT_IDS
-    episodes: int = 100
+    episodes: int = 200
     """Held-out instances an id, the same for all players."""
     seed: int = 0
     out: Path = Path("benchmarks/results/model.json")
 
     def __call__(self) -> None:
         """Measures the parts, writes each when it is done, and prints all."""
+        check_counts(stories=self.stories, training_rows=self.training_rows, episodes=self.episodes)
         for env_id in self.ids:
             if env_id not in TEXT_IDS:
                 raise SystemExit(f"--ids: {env_id!r} is none of {', '.join(TEXT_IDS)}")

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from agents.options import check_counts
 from agents.tabular import ALGORITHMS, make_env
 from agents.toy import learners
 from agents.toy.judge import Judge
@@ -59,6 +60,7 @@ class Regret:
 
     def __call__(self) -> list[Row]:
         """Makes the runs that are missing; prints and returns those that were asked for."""
+        check_counts(total_timesteps=self.total_timesteps)
         wanted = [
             (f"Toy{toy.removeprefix('Toy')}", algo, seed, self._steps(algo))
             for algo in self.algos
@@ -82,7 +84,9 @@ class Regret:
     def _steps(self, algo: str) -> int:
         if algo not in (*TABULAR, *learners.FAMILIES):
             raise SystemExit(f"algos must be among {', '.join((*TABULAR, 'dqn', 'ppo'))}, got {algo}")
-        return self.total_timesteps or learners.TIMESTEPS.get(algo, TABULAR_STEPS)
+        if self.total_timesteps is not None:
+            return self.total_timesteps
+        return learners.TIMESTEPS.get(algo, TABULAR_STEPS)
 
 
 def run(toy: str, algo: str, seed: int, timesteps: int) -> Row:

@@ -17,11 +17,13 @@ import torch
 from tqdm import tqdm
 
 from agents import report as shared
+from agents.options import check_counts
 from benchmarks.speed import growth, limit, report, rollout, update
 from benchmarks.speed.measuring import Case
 from benchmarks.speed.shapes import BUNDLED_NAME, model_argument
 from benchmarks.speed.workloads import Workload
 from benchmarks.toy import Toy
+from lm_envs.language_model import check_device
 
 Part = Literal["rollout", "update", "growth", "limit", "toy"]
 Measurement = tuple[Part, str, Callable[[], list[Case]]]
@@ -55,7 +57,11 @@ class Throughput:
 
     def __call__(self) -> None:
         """Measures what is missing, writing each case when it is done, then prints and draws all."""
-        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+        check_counts(repetitions=self.repetitions, slots=self.slots, new_tokens=self.new_tokens)
+        for name in self.models:
+            if name not in SIZES["cpu"] and not Path(name).is_dir():
+                raise SystemExit(f"--models: {name!r} is no folder and none of {', '.join(SIZES['cpu'])}")
+        if torch.device(check_device(self.device)).type == "cuda" and not torch.cuda.is_available():
             raise SystemExit(f"--device: {self.device!r} is not available")
         out = self.out or Path("runs" if self.quick else "benchmarks/results") / "throughput.json"
         results = report.Results(out, report.setting(self.device, self.quick))

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
 
+from agents.options import check_counts
 from benchmarks.speed.measuring import Case, interleave
 from lm_envs.registration import ENVIRONMENTS
 
@@ -39,6 +40,8 @@ class Toy:
 
     def __call__(self) -> None:
         """Times everything once per repetition, in turn, and prints the table."""
+        counts = {name: getattr(self, name) for name in ("slots", "single_steps", "vector_steps")}
+        check_counts(repetitions=self.repetitions, **counts)
         case = self.case(self.repetitions)
         machine = f"one of {os.cpu_count()} cores ({platform.machine()}), numpy {np.__version__}"
         columns = "single, k steps/s", "x FrozenLake", "vector, M steps/s", "x FrozenLake", "x CartPole's"

@@ -371,6 +371,7 @@ def test_the_command_writes_a_whole_folder(tmp_path, monkeypatch, capsys, small)
     check_sums(folder)
     card = (folder / "MODEL_CARD.md").read_text()
     assert "| stories with a name that was never introduced | 25.0% | 0.0% | <= 10% |" in card
+    assert "Mean return on 7 held-out instances" in card
     assert "| TextGen-v0 | 0.125 | 0.250 | 0.375 | 0.500 | - | - |" in card
     assert "| TextGen-Edit-v0 | 0.125 | 0.250 | 0.375 | 0.500 | 0.875 | 50% |" in card
 
@@ -385,7 +386,7 @@ def test_the_command_writes_a_whole_folder(tmp_path, monkeypatch, capsys, small)
 
 SHARES = {"unknown_names": 0.25, "people": 0.5, "broken_sentences": 0.0, "copies": 0.0, "masked_copies": 0.0}
 ENDINGS = {"endings": {"sensible": 0.5, "good": 0.25, "bad": 0.25}}
-MEANS = {"random": 0.125, "trick": 0.25, "sampled": 0.375, "greedy": 0.5}
+MEANS = {"random": 0.125, "trick": 0.25, "sampled": 0.375, "greedy": 0.5, "episodes": 7}
 RESULTS = {
     "quality": {
         "model": {"stories": 4, **SHARES, **ENDINGS},

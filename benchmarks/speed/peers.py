@@ -191,7 +191,6 @@ def grpo(work: Workload, reward: Callable[..., list[float]], setting: GRPOSettin
     language_model = work.language_model()
     language_model.tokenizer.pad_token = language_model.tokenizer.eos_token
     texts = [language_model.decode(prompt) for prompt in work.prompts()]
-    trainers: list[tuple[Any, Ends]] = []
     folder = tempfile.TemporaryDirectory(prefix="grpo-")
 
     def build() -> tuple[Any, Ends]:
@@ -229,10 +228,7 @@ def grpo(work: Workload, reward: Callable[..., list[float]], setting: GRPOSettin
         return trainer, ends
 
     def run() -> float:
-        if not trainers:
-            trainers.append(build())
-        trainer, ends = trainers[0]
-        ends.times.clear()
+        trainer, ends = build()  # a second `train()` of the same one is slower
         logging.getLogger("transformers").setLevel(logging.ERROR)
         trainer.train()
         return work.slots * work.new_tokens / (ends.times[-1] - ends.times[-2])

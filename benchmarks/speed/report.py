@@ -67,10 +67,6 @@ class Bar:
         return value, "holds" if holds else "missed"
 
 
-def _grown(case: Case, to: str, since: str) -> float | None:
-    return case.ratio(to, since)
-
-
 def _share(case: Case, name: str) -> float | None:
     return case.median(name) if name in case.values else None
 
@@ -109,12 +105,12 @@ BARS = (
     ),
     Bar(
         "step cost at 1024 generated tokens vs at 64",
-        *("growth", growth.GENERATED, lambda case: _grown(case, "1024", "64"), 1.5),
+        *("growth", growth.GENERATED, lambda case: case.ratio("1024", "64"), 1.5),
         at_least=False,
     ),
     Bar(
         "peak activation memory of an update, V = 50257 vs 2048",
-        *("growth", growth.MEMORY + "vocabulary", lambda case: _grown(case, "50257", "2048"), 2.0),
+        *("growth", growth.MEMORY + "vocabulary", lambda case: case.ratio("50257", "2048"), 2.0),
         at_least=False,
     ),
     Bar(
@@ -159,7 +155,7 @@ def setting(device: str, quick: bool) -> dict[str, Any]:
         "gymnasium": gymnasium.__version__,
         "stable-baselines3": stable_baselines3.__version__,
         "numpy": np.__version__,
-        "bundled weights": bundled_checksum()[:16],
+        "bundled weights": bundled_checksum(),
     }
 
 
@@ -172,10 +168,11 @@ def processor() -> str:
 
 
 def code_checksum() -> str:
-    """Of the package's source: results of other code are measured anew."""
+    """Of the source that is timed and that times it: results of other code are measured anew."""
     digest = hashlib.sha256()
-    for file in sorted(Path(lm_envs.__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
+    for folder in (lm_envs.__file__, __file__):
+        for file in sorted(Path(folder).parent.rglob("*.py")):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -321,14 +318,21 @@ def _draw_bars(axis: Any, case: Case) -> None:
         [middle - min(values) for middle, values in zip(medians, series, strict=True)],
         [max(values) - middle for middle, values in zip(medians, series, strict=True)],
     ]
-    drawn = axis.barh(names, medians, xerr=errors, color="tab:blue", error_kw={"elinewidth": 0.8})
-    axis.bar_label(drawn, [number(value) for value in medians], padding=3, fontsize=7)
-    axis.margins(x=0.15)
+    # Lengths of bars mean nothing on a logarithmic axis: points, then.
+    axis.errorbar(medians, names, xerr=errors, fmt="o", markersize=4, color="tab:blue", elinewidth=0.8)
+    for name, value in zip(names, medians, strict=True):
+        offset: Any = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+        axis.annotate(number(value), (value, name), **offset)
+    axis.margins(0.15, 0.25)
     axis.set_xlabel(f"x {case.peer}" if case.peer else case.unit, fontsize=7)
     if case.peer:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
+        axis.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
+    else:
+        axis.set_xlim(left=0)
 
 
 def _draw_curve(axis: Any, case: Case) -> None:

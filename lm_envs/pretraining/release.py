@@ -239,11 +239,12 @@ def _quality_table(quality: Mapping[str, Any]) -> str:
 
 def _competence_section(competence: Mapping[str, Mapping[str, Any]]) -> str:
     """What the model scores on each id, beside random play, the best cheap trick and the best player."""
+    instances = max(row["episodes"] for row in competence.values())
     lines = [
         "## What it can do",
         "",
-        "Mean return on held-out instances. The last column: how far greedy decoding is on the way from",
-        "random play, or from an empty text, whichever is better, to the best player.",
+        f"Mean return on {instances} held-out instances. The last column: how far greedy decoding is on the",
+        "way from random play, or from an empty text, whichever is better, to the best player.",
         "",
         "| id | random | best trick | sampled | greedy | best | greedy, of the way |",
         "|---|---|---|---|---|---|---|",
