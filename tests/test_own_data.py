@@ -65,6 +65,42 @@ def test_columns_may_have_any_name_that_is_not_taken() -> None:
         gymnasium.make("TextGen-QA-v0", data=[{**row, "self": 1}])
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "value", "message"),
+    [
+        ("Summarization", "keywords", None, "keywords must be a str or a non-empty list"),
+        ("Summarization", "keywords", [], "keywords must be a str or a non-empty list"),
+        ("Summarization", "keywords", " ", "keywords must not be blank"),
+        ("Summarization", "wrong", 5, "wrong must be a str or a non-empty list"),
+        ("Sentiment", "subject", 5, "subject must be a str, got int 5"),
+        ("Edit", "before", 5, "before must be a str, got int 5"),
+    ],
+)
+def test_columns_that_a_record_may_have_are_checked_too(
+    tmp_path: Path, name: str, column: str, value: Any, message: str
+) -> None:
+    rows = [{**row, column: "x"} for row in ROWS[name]]
+    rows[1][column] = value
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2, {message}"):
+        gymnasium.make(f"TextGen-{name}-v0", data=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("Summarization", "wrong"), ("Sentiment", "subject"), ("Edit", "before")]
+)
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_columns_that_a_record_may_lack(name: str, column: str, nothing: Any) -> None:
+    rows = [
+        {**ROWS[name][0], "keywords": "end", column: "x"},
+        {**ROWS[name][1], "keywords": "end", column: nothing},
+    ]
+    env = TurnLevel(gymnasium.make(f"TextGen-{name}-v0", data=rows))
+    env.reset(options={"task_index": 1})
+    env.step("x")
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_all_sources_give_the_same_prompts(name: str, tmp_path: Path) -> None:
     rows = ROWS[name]

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from agents.tabular.schedules import Exponential, Linear, Schedule, at, check_schedule
+from lm_envs.toy.solve import softmax
 
 _EPSILON = Linear(1.0, 0.0, 0.9)
 _TEMPERATURE = Linear(1.0, 0.01, 0.9)
@@ -118,12 +119,6 @@ class Proposal(Behaviour):
         # Nothing is decided in the end state, whose number stands for no single context.
         tokens, lengths = states.tokens(np.minimum(observations, states.end - 1))
         return toy.language_model.probabilities(tokens, lengths)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of rows of logits."""
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def sample(probabilities: np.ndarray, rng: np.random.Generator) -> np.ndarray:

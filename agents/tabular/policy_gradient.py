@@ -8,10 +8,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from agents.tabular.agent import Batch, TabularAgent, check_unit
-from agents.tabular.behaviour import softmax
 from agents.tabular.history import Episodes, History
 from agents.tabular.schedules import Schedule, at, check_schedule
 from agents.tabular.table import Column, Groups
+from lm_envs.toy.solve import softmax
 
 
 class PolicyGradient(TabularAgent):

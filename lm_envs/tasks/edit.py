@@ -16,7 +16,7 @@ from lm_envs.rewards import Fluency
 from lm_envs.rewards.base import finite_number, whole_number
 from lm_envs.tasks.base import Completion, Feedback, Replace
 from lm_envs.tasks.record_task import Player, RecordTask
-from lm_envs.tasks.records import Check, check_text
+from lm_envs.tasks.records import Check, a_text, check_text, or_nothing
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
@@ -211,6 +211,7 @@ class Edit(RecordTask):
     """
 
     columns: ClassVar[Mapping[str, Check]] = {"text": _given_text, "reference": _reference}
+    optional: ClassVar[Mapping[str, Check]] = {"before": or_nothing(a_text)}
 
     def __init__(
         self,
@@ -232,8 +233,6 @@ class Edit(RecordTask):
         if not 0 <= self.grammar_weight <= 1:
             raise ValueError(f"grammar_weight must be in 0..1, got {grammar_weight!r}")
         super().__init__(language_model, **kwargs)
-        for index, record in enumerate(self._records or ()):
-            check_text(record.get("before", ""), f"data[{index}], before")
         self.words = tuple(words)
         self.operations = operations(self.words)
         self.choices = {"edit": tuple(str(operation) for operation in self.operations)}
@@ -264,11 +263,11 @@ class Edit(RecordTask):
 
     def prompt_of(self, record: Mapping[str, Any]) -> str:
         """The story so far, the numbered words, the budget."""
-        return self._prompt(record.get("before", ""), tuple(record["text"].split()), self.max_edits)
+        return self._prompt(record.get("before") or "", tuple(record["text"].split()), self.max_edits)
 
     def opening(self, record: Mapping[str, Any], index: int) -> EditState:
         """Nothing is edited yet."""
-        given, before = tuple(record["text"].split()), record.get("before", "")
+        given, before = tuple(record["text"].split()), record.get("before") or ""
         reference = tuple(record["reference"].split())
         return EditState(self.prompt_of(record), index, before, given, given, reference, self.max_edits)
 

@@ -49,8 +49,9 @@ class RecordState:
 class RecordTask:
     """A task whose episodes begin with a record: a dict of columns, among them what the answer is judged by.
 
-    A subclass says which `columns` a record has, how the agent is asked (`prompt_of`), how records are made
-    (`generate`) and, if `RecordState` is not enough, what an episode knows (`opening`).
+    A subclass says which `columns` a record has, which others it may have (`optional`), how the agent is
+    asked (`prompt_of`), how records are made (`generate`) and, if `RecordState` is not enough, what an
+    episode knows (`opening`).
 
     Args:
         language_model: the frozen model of the environment.
@@ -63,6 +64,7 @@ class RecordTask:
     """
 
     columns: ClassVar[Mapping[str, Check]] = {}
+    optional: ClassVar[Mapping[str, Check]] = {}
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class RecordTask:
                 f"split={split!r} and level={level!r} choose generated instances and cannot be used with data"
             )
         self.split, self.level = split, level
-        self._records = None if data is None else load_records(data, self.columns)
+        self._records = None if data is None else load_records(data, self.columns, optional=self.optional)
 
     def generate(self, dice: Dice) -> dict[str, Any]:
         """A record of `self.level`, made of nothing but these dice: the same on every platform."""

@@ -44,7 +44,31 @@ def texts(name: str, value: Any) -> list[str]:
     return [a_text(name, text) for text in text_list(name, value)]
 
 
-def load_records(data: Any, columns: Mapping[str, Check], argument: str = "data") -> list[dict[str, Any]]:
+def phrases(name: str, value: Any) -> list[str]:
+    """A column of things to be named: a text, or a non-empty list of texts, each with something in it."""
+    found = texts(name, value)
+    if not all(text.strip() for text in found):
+        raise ValueError(f"{name} must not be blank, got {value!r:.60}")
+    return found
+
+
+def or_nothing(check: Check) -> Check:
+    """As this check, but None, an empty text and an empty list pass as they are: what a record may lack."""
+
+    def check_if_given(name: str, value: Any) -> Any:
+        is_given = value is not None and not (isinstance(value, str | list) and not value)
+        return check(name, value) if is_given else value
+
+    return check_if_given
+
+
+def load_records(
+    data: Any,
+    columns: Mapping[str, Check],
+    argument: str = "data",
+    *,
+    optional: Mapping[str, Check] | None = None,
+) -> list[dict[str, Any]]:
     """Records that have at least the asked columns; further ones stay, for rewards to read.
 
     Args:
@@ -52,6 +76,7 @@ def load_records(data: Any, columns: Mapping[str, Check], argument: str = "data"
             object a line), `.csv` (UTF-8, with a header) or `.parquet` file (needs pyarrow). All records have
             the same columns.
         columns: name -> check of its values.
+        optional: the same for columns that may be missing.
         argument: what errors call the data.
 
     Raises:
@@ -74,8 +99,9 @@ def load_records(data: Any, columns: Mapping[str, Check], argument: str = "data"
             )
         if records and record.keys() != records[0].keys():
             raise ValueError(f"{name}: columns {sorted(record)}, before it {sorted(records[0])}")
-        for column, check in columns.items():
-            record[column] = check(f"{name}, {column}", record[column])
+        for column, check in {**columns, **(optional or {})}.items():
+            if column in record:
+                record[column] = check(f"{name}, {column}", record[column])
         records.append(record)
     if not records:
         raise ValueError(f"{data} holds no records")

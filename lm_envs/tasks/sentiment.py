@@ -11,7 +11,7 @@ from lm_envs.pretraining.telling import Dice, expand
 from lm_envs.rewards import Fluency, RewardFunction, Sentiment, WeightedSum
 from lm_envs.rewards.base import words
 from lm_envs.tasks.record_task import Player, RecordState, SingleTurn
-from lm_envs.tasks.records import Check, a_text
+from lm_envs.tasks.records import Check, a_text, or_nothing
 
 if TYPE_CHECKING:
     from lm_envs.language_model import LanguageModel
@@ -191,6 +191,7 @@ class SentimentSteering(SingleTurn):
     """
 
     columns: ClassVar[Mapping[str, Check]] = {"prompt": a_text}
+    optional: ClassVar[Mapping[str, Check]] = {"subject": or_nothing(a_text)}
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from lm_envs.pretraining.telling import Dice
 from lm_envs.rewards import KeywordCoverage, RewardFunction, Rouge, WeightedSum
 from lm_envs.rewards.base import TextReward, text_column, whole_number, words
 from lm_envs.tasks.record_task import Player, RecordState, SingleTurn
-from lm_envs.tasks.records import Check, a_text, texts
+from lm_envs.tasks.records import Check, a_text, or_nothing, phrases, texts
 from lm_envs.tasks.story_source import Story, draw_story, draw_two, in_sentences, names, troubles
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Summarization(SingleTurn):
     """
 
     columns: ClassVar[Mapping[str, Check]] = {"text": a_text, "reference": texts}
+    optional: ClassVar[Mapping[str, Check]] = {"keywords": phrases, "wrong": or_nothing(phrases)}
 
     def __init__(self, language_model: LanguageModel, *, max_words: int = 40, **kwargs: Any) -> None:
         self._max_words = whole_number("max_words", max_words, 1)
