@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import tyro
 from rich.table import Table
+
+from agents.options import mistakes_as_messages
 
 
 def list_ids() -> None:
@@ -45,17 +46,12 @@ def main() -> None:
         "generate": Generate,
         "list": list_ids,
     }
-    try:
+    with mistakes_as_messages():
         command: Callable[[], None] | None = tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m agents", description=__doc__
         )
         if command is not None:
             command()
-    except (ValueError, OSError, ImportError, gymnasium.error.Error) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

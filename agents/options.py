@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from lm_envs.rewards.base import whole_number
+
+
+@contextmanager
+def mistakes_as_messages() -> Iterator[None]:
+    """A user's mistake ends a command with a message and exit code 2, not with a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, gymnasium.error.Error) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 def option(name: str) -> str:

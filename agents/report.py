@@ -173,6 +173,7 @@ def plot_learning_curve(
     axes[0].errorbar([], [], fmt="o", color="tab:orange", label="held-out prompts, 95% interval")
     axes[0].legend(fontsize=8)
     axes[2].set_ylim(0, 1)
-    axes[2].axhline(0.3, color="tab:red", linestyle="--", linewidth=0.8)
+    axes[2].axhline(0.3, color="tab:red", linestyle="--", linewidth=0.8, label="alarm above")
+    axes[2].legend(fontsize=8)
     save_figure(figure, target)
     plt.close(figure)

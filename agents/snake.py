@@ -22,6 +22,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 import lm_envs  # noqa: F401  registers the ids
 from agents.metrics import mean_interval
+from agents.options import check_counts, mistakes_as_messages
 from agents.report import save_figure, write_json
 from lm_envs.language_model import LanguageModel
 from lm_envs.sb3.vec_env import make_vec_env
@@ -202,6 +203,8 @@ class TrainSnake:
 
     def __call__(self) -> None:
         """Trains, tests the weights that validated best, and writes the files."""
+        check_counts(self.num_envs, steps=self.steps)
+        check_counts(num_envs=self.num_envs, games=self.games)
         self.out.mkdir(parents=True, exist_ok=True)
         env = make_vec_env(ENV_ID, self.num_envs, seed=self.seed, **MODES)
         model = make_model(env, self.seed, self.head_centred)
@@ -296,4 +299,5 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(TrainSnake)()
+    with mistakes_as_messages():
+        tyro.cli(TrainSnake, prog="python -m agents.snake")()

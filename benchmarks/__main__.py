@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import tyro
 
-from lm_envs.errors import ModelError
+from agents.options import mistakes_as_messages
 
 
 def main() -> None:
@@ -31,10 +29,8 @@ def main() -> None:
         "model": Model,
         "docs": Docs,
     }
-    try:
+    with mistakes_as_messages():
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")()
-    except (ValueError, ModelError, gymnasium.error.Error) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from agents.generate import Generate, complete
 from agents.metrics import Auditor
 from agents.monitor import TextMonitor
 from agents.play import Sampling, play
+from agents.snake import TrainSnake
+from agents.tabular.overestimation import Overestimation
+from agents.toy.audit import Audit
 from agents.train import Run, TextSettings, Train
 from lm_envs.language_model import LanguageModel
 from lm_envs.registration import ENVIRONMENTS
@@ -428,3 +431,18 @@ def test_monitor_raises_the_alarm(texts, kl, alarm):
         assert alarm in monitor.alarms
         assert "collapsing" in str(caught[0].message)
         assert not monitor._on_step()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (TrainSnake(games=0), "--games must be an integer >= 1, got 0"),
+        (TrainSnake(steps=10), "--steps must be an integer >= 64, got 10"),
+        (Audit(rollouts=0), "--rollouts must be an integer >= 1, got 0"),
+        (Audit(kl_coefs=(0.1, 0.0)), "--kl-coefs must be a finite number > 0, got 0.0"),
+        (Overestimation(seeds=0), "--seeds must be an integer >= 1, got 0"),
+    ],
+)
+def test_counts_are_checked_before_the_work(command, message):
+    with pytest.raises(ValueError, match=message):
+        command()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from agents.options import check_counts, check_file, mistakes_as_messages
 from agents.report import save_figure
 from agents.tabular import DoubleQLearning, QLearning, Random, ValueAgent, make_env
 from lm_envs.toy import solve
@@ -38,6 +39,8 @@ class Overestimation:
         """Draws the figure, prints the last biases, and returns the curves: name -> (seeds, points)."""
         from matplotlib.figure import Figure
 
+        check_counts(total_timesteps=self.total_timesteps, n_envs=self.n_envs, seeds=self.seeds)
+        check_file(self.out)
         axes = (figure := Figure(figsize=(6, 3.6), layout="constrained")).subplots()
         curves = {}
         for kind in (QLearning, DoubleQLearning):
@@ -52,7 +55,6 @@ class Overestimation:
         axes.set(xlabel="environment steps", ylabel="mean of Q - Q* in the prompts")
         axes.set_title(f"{self.env}, reward_noise={self.reward_noise:g}: {self.seeds} seeds")
         axes.legend()
-        self.out.parent.mkdir(parents=True, exist_ok=True)
         save_figure(figure, self.out)
         print(f"figure           {self.out}")
         return curves
@@ -81,4 +83,5 @@ class Overestimation:
 
 
 if __name__ == "__main__":
-    tyro.cli(Overestimation, prog="python -m agents.tabular.overestimation")()
+    with mistakes_as_messages():
+        tyro.cli(Overestimation, prog="python -m agents.tabular.overestimation")()

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
 
+from agents.options import check_counts, check_file, check_positive, mistakes_as_messages
 from agents.report import save_figure
 from agents.toy.critic import Audited, CriticAudit
 from agents.toy.transformer import fit_to_ngram, save_toy_transformer
@@ -164,6 +165,10 @@ class Audit:
 
     def __call__(self) -> None:
         """Runs the audit."""
+        check_counts(rollouts=self.rollouts)
+        for kl_coef in self.kl_coefs:
+            check_positive(kl_coefs=kl_coef)
+        check_file(self.out)
         settings = AuditSettings(rollouts=self.rollouts)
         with tempfile.TemporaryDirectory() as folder:
             fitted_transformer(folder, self.seed)
@@ -252,10 +257,10 @@ def plot(results: list[AuditResult], frontier: list[TradeOff], path: Path) -> No
     axes.set_title(f"{ENV_ID}: PPO with a KL penalty")
     axes.margins(y=0.12)
     axes.legend(loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # matrices of 32 columns gain nothing from more
-    tyro.cli(Audit)()
+    with mistakes_as_messages():
+        tyro.cli(Audit, prog="python -m agents.toy.audit")()
