@@ -51,7 +51,7 @@ class Tasks:
     """Held-out instances per cell."""
     total_timesteps: int = 80_000
     """PPO stops after so many tokens ..."""
-    minutes: float = 3.0
+    minutes: float = 2.5
     """... or so many minutes, whatever comes first; the update in between may last another one."""
     learning_rate: float = 1e-4
     kl_coef: float = 0.05

@@ -33,7 +33,7 @@ from lm_envs.pretraining.world import (
 
 COUNT = 3000
 # sha256 of the first 500 texts of each split.
-PINNED = "f737a78038730898f912d1b53843f988a7a1503b7fb6d294d1e396ab5f27c716"
+PINNED = "2e128e759d725e776db5ba7a130f038a8a718b75d2321916d2b230002ddaaa54"
 
 
 @pytest.fixture(scope="module")

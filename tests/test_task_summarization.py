@@ -56,7 +56,7 @@ def test_references_say_the_same_and_it_stands_in_the_text(bundled: LanguageMode
 
 
 @pytest.mark.parametrize(
-    ("level", "expected"), [("easy", 898434346), ("medium", 4133939784), ("hard", 1766937249)]
+    ("level", "expected"), [("easy", 2574746603), ("medium", 1318440241), ("hard", 966931170)]
 )
 def test_instances_are_the_same_everywhere(bundled: LanguageModel, level: Any, expected: int) -> None:
     assert checksum(Summarization(bundled, level=level)) == expected
@@ -112,7 +112,7 @@ def test_reward_is_rouge_score_and_facts_less_length(bundled: LanguageModel) -> 
             assert parts["facts"] == pytest.approx(max(0, held - wrong) / len(keywords))
             assert parts["length"] == pytest.approx(over, abs=0.05)
             assert reward == pytest.approx(
-                0.5 * parts["rougeL"] + 0.5 * parts["facts"] + 0.5 * parts["length"]
+                0.4 * parts["rougeL"] + 0.6 * parts["facts"] + 0.5 * parts["length"]
             ), name
     assert judge(task, states[:1], [""])[0][0] == 0.0
 
@@ -121,7 +121,7 @@ def test_reward_is_rouge_score_and_facts_less_length(bundled: LanguageModel) -> 
 def test_tricks_do_not_pay(bundled: LanguageModel, level: Any) -> None:
     best, tricks = progress(Summarization(bundled, level=level, split="test"), 200)
     assert best == 1.0
-    assert max(tricks.values()) < 0.85, tricks
+    assert max(tricks.values()) < 0.8, tricks
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -141,6 +141,16 @@ def test_naming_every_trouble_does_not_pay(bundled: LanguageModel, level: Any) -
         texts.append(f" {hero} wanted to {goal}; trouble: {troubles}{ending}.")
     mean = sum(reward for reward, _ in judge(task, states, texts)) / len(states)
     assert mean < 0.75
+
+
+def test_a_copied_trouble_counts_for_nothing(bundled: LanguageModel) -> None:
+    task = Summarization(bundled, split="test")
+    for state in first_states(task, 50):
+        trouble, summary = state.columns["keywords"][2], state.columns["reference"][0]
+        (copied, *_) = re.findall(rf"\b{trouble}\W+\w+", state.columns["text"], re.IGNORECASE)
+        texts = [summary, summary.replace(trouble, copied), summary.replace(trouble, f"a {trouble}, alas")]
+        shares = [parts["facts"] for _, parts in judge(task, [state] * 3, texts)]
+        assert shares == pytest.approx([1, 2 / 3, 1])
 
 
 def test_wrong_facts_stand_in_no_reference(bundled: LanguageModel) -> None:
@@ -167,9 +177,9 @@ def test_own_data_with_and_without_keywords(bundled: LanguageModel) -> None:
     short = Summarization(bundled, data=[row], max_words=2)
     for task, text, expected in (
         (plain, " a cat", 2 * 1 * (2 / 3) / (1 + 2 / 3)),
-        (known, " a cat", 0.5 * 0.8 + 0.25),
-        (strict, " a cat", 0.5 * 0.8 + 0.25),
-        (strict, " a cat dog", 0.5 * 0.8 * 5 / 6),
+        (known, " a cat", 0.4 * 0.8 + 0.3),
+        (strict, " a cat", 0.4 * 0.8 + 0.3),
+        (strict, " a cat dog", 0.4 * 0.8 * 5 / 6),
         (short, " a cat sat", 1 - 0.5 / 3),
     ):
         assert judge(task, first_states(task, 1), [text])[0][0] == pytest.approx(expected)

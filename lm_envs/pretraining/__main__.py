@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        help="optimizer steps (default: 8000, about 80 minutes on 2 cores; with --text 1000)",
+        help="optimizer steps (default: 8500, about 90 minutes on 2 cores; with --text 1000)",
     )
     parser.add_argument("--seed", type=int, help="of the weights and of the generated text (default: 0)")
     parser.add_argument(

@@ -33,11 +33,13 @@ MIXTURE: dict[str, int] = {
     "qa": 55,
     "dialogue": 50,
     "transcription": 58,
-    "edit": 75,
+    "edit": 110,
     "snake": 95,
     "recommendation": 75,
     "reasoning_gym": 30,
 }
+# For a while: mostly edits. Which word is wrong is not learned from ten edits a step.
+DRILL_MIXTURE: dict[str, int] = {**MIXTURE, "edit": 2200}
 # Towards the end of the training: more of what is learned slowly.
 LATE_MIXTURE: dict[str, int] = {
     "story": 450,
@@ -48,7 +50,7 @@ LATE_MIXTURE: dict[str, int] = {
     "qa": 50,
     "dialogue": 70,
     "transcription": 52,
-    "edit": 80,
+    "edit": 150,
     "snake": 135,
     "recommendation": 85,
     "reasoning_gym": 35,
@@ -204,14 +206,14 @@ def _edit(kind: str, dice: Dice, split: Split) -> str:
     Two of three missing words and one of three swaps are overlooked: the player says "done" instead. That is
     what a model should say that does not see a mistake.
 
-    Half of the texts are four such turns, "easy", without the stories and without missing words, a line break
-    (the stop string) between them. A number is seldom right before a model has seen many.
+    Three of four texts are six such turns, "easy", without the stories and without missing words, a line
+    break (the stop string) between them: a number is seldom right before a model has seen some 100,000 edits.
     """
-    if dice.below(2) == 0:
+    if dice.below(4) == 0:
         state, said = dice.pick(_edits(kind, dice, split, _level(dice)))
         return state.prompt + said
     turns: list[str] = []
-    while len(turns) < 4:
+    while len(turns) < 6:
         first, *rest = _edits(kind, dice, split, "easy")
         if len(first[0].words) >= len(first[0].reference):
             state, said = dice.pick([first, first, *rest])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from lm_envs.pretraining.corpus import LATE_MIXTURE, MIXTURE
+from lm_envs.pretraining.corpus import DRILL_MIXTURE, LATE_MIXTURE, MIXTURE
 
 # Far more than any run reads, so that the texts of two training seeds do not meet.
 TEXTS_PER_SEED = 10_000_000
@@ -41,11 +41,15 @@ class Recipe:
         text: What is learned from: the checksum of a text of one's own, or empty for the corpus.
     """
 
-    steps: int = 8000
+    steps: int = 8500
     seed: int = 0
     rows: int = 64
     shards: int = 2
-    mixtures: tuple[tuple[float, Mapping[str, int]], ...] = ((0.0, MIXTURE), (0.72, LATE_MIXTURE))
+    mixtures: tuple[tuple[float, Mapping[str, int]], ...] = (
+        (0.0, MIXTURE),
+        (0.68, DRILL_MIXTURE),
+        (0.82, LATE_MIXTURE),
+    )
     vocab_size: int = 2048
     tokenizer_texts: int = 20_000
     context_length: int = 256

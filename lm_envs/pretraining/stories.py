@@ -166,7 +166,7 @@ class _World:
     def _helper(self, dice: Dice) -> tuple[str, str]:
         """How the second person is introduced, and called from then on."""
         his = "her" if self.gender == "girl" else "his"
-        sort = dice.weigh(3, 2, 1)
+        sort = dice.weigh(6, 5, 1)
         if sort == 0:
             role = dice.pick(self.genre.roles)
             return role, role

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lm_envs.pretraining.telling import Dice
@@ -31,12 +32,13 @@ class Summarization(SingleTurn):
     > *Oscar wanted to hang a silver swan sign over the door of the old bakery; trouble: hay wagon.*
 
     ## Reward
-    `0.5 rougeL + 0.5 facts + 0.5 length`, from -0.5 to 1; an empty completion gets 0.
+    `0.4 rougeL + 0.6 facts + 0.5 length`, from -0.5 to 1; an empty completion gets 0.
 
     - rougeL, 0 to 1: ROUGE-L's F-measure for the best of the references.
     - facts, 0 to 1: share of the column `keywords` that the summary holds word for word (hero, goal, trouble
       and, of a whole story, outcome), less as much for each phrase of the column `wrong`: other troubles that
-      the hero might have had, and other outcomes.
+      the hero might have had, other outcomes, and the trouble with the text's next word, for to copy a
+      sentence is not to find its point.
     - length, -1 to 0: `max_words / words - 1` beyond `max_words` words.
 
     Data without the column `keywords` are judged by `rougeL + 0.5 length`, from -0.5 to 1.
@@ -54,15 +56,18 @@ class Summarization(SingleTurn):
     "best" gives the first reference. Tricks: the first sentence (lead-1), the first three (lead-3), the
     whole text, its first 15 words, the goals that it begins with in the frame of the references with a
     guess for the rest ("frame"), that with all troubles which such a hero may have and with two outcomes
-    ("hedge"), and that with no trouble at all ("goal").
+    ("hedge"), that with the five words behind "But" as the trouble ("but"), and that with no trouble at all
+    ("goal").
 
     ## How it could be hacked
     All references are built alike. Their frame, filled with the goal that the text tells at its beginning,
-    wins most of ROUGE-L (0.94 at "easy"): therefore half of the reward is for the facts. Naming every trouble
-    there is would win these too, if wrong ones did not count against it: that way it gets 0.38. What is left
-    is "goal", which says nothing wrong and nothing of the trouble: 0.81, 0.68 and 0.81 at the three levels,
-    and, found later and not mended yet, the goals with the first five words behind "But" as the trouble:
-    0.91, 0.76 and 0.90. `tests/test_task_summarization.py` shows that no other trick gets 0.85.
+    wins most of ROUGE-L (0.94 at "easy"): therefore 0.6 of the reward is for the facts. Naming every trouble
+    there is would win these too, if wrong ones did not count against it: that way it gets 0.31. So would
+    the first five words behind "But" (0.91), if the word behind the trouble did not count against them: 0.78,
+    0.65 and 0.78 at the three levels. "goal", which says nothing wrong and nothing of the trouble, gets 0.78,
+    0.64 and 0.78. The best that was found is to guess where the trouble stands: pairs of words behind "But",
+    with commas between them, get 0.87, 0.70 and 0.86. `tests/test_task_summarization.py` shows that no player
+    that is a trick gets 0.8.
 
     ## References
     Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries" (package rouge-score); Nallapati et
@@ -88,7 +93,7 @@ class Summarization(SingleTurn):
         """ROUGE-L and, where they are known, facts; less what is too long."""
         parts: dict[str, tuple[float, RewardFunction]] = {"rougeL": (1.0, Rouge("rougeL"))}
         if self.has_column("keywords"):
-            parts = {"rougeL": (0.5, Rouge("rougeL")), "facts": (0.5, Facts())}
+            parts = {"rougeL": (0.4, Rouge("rougeL")), "facts": (0.6, Facts())}
         return WeightedSum({**parts, "length": (0.5, LengthPenalty(self._max_words))})
 
     def generate(self, dice: Dice) -> dict[str, Any]:
@@ -100,6 +105,7 @@ class Summarization(SingleTurn):
         facts = [fact for told in stories for fact in (told.hero, told.goal, told.obstacle)]
         others = dict.fromkeys(trouble for told in stories for trouble in troubles(told.plot))
         others |= dict.fromkeys(OUTCOMES.values() if whole else ())
+        others |= dict.fromkeys(copied for told in stories for copied in _copied(told))
         return {
             "text": " ".join(told.text if whole else told.setup for told in stories),
             "reference": references,
@@ -128,6 +134,10 @@ class Summarization(SingleTurn):
             "hedge": lambda state: frame(
                 state, f"trouble: {_troubles(state)}", f"{end[:-1]}; it ended badly." if end != "." else end
             ),
+            "but": lambda state: "".join(
+                f" {wish}; trouble: {words}{end}"
+                for wish, words in zip_longest(_wishes(state), _behind_but(state), fillvalue="")
+            ),
             "goal": lambda state: frame(state, "trouble", "."),
         }
 
@@ -139,6 +149,11 @@ def _summaries(told: Story, whole: bool) -> list[str]:
         f"{told.hero} wanted to {told.goal}; trouble: {told.obstacle}{end}",
         f"{told.hero} hoped to {told.goal}, but had trouble: {told.obstacle}{end}",
     ]
+
+
+def _copied(told: Story) -> list[str]:
+    """The trouble with the word that comes next in the text: what a copied sentence holds."""
+    return re.findall(rf"\b{told.obstacle}\W+\w+", told.setup, re.IGNORECASE)
 
 
 _WISH = re.compile(r"(?:want|wanted|hoped|longed|decided|plan|mind|began|out) to ([^,.]+)")
@@ -157,11 +172,17 @@ def _wishes(state: RecordState) -> list[str]:
     return wishes or [f"Somebody wanted to {in_sentences(state.columns['text'])[0].rstrip('.')}"]
 
 
+def _behind_but(state: RecordState) -> list[str]:
+    """Five words behind each "But"."""
+    return re.findall(r"\bBut ((?:[\w'-]+\W+){5})", state.columns["text"])
+
+
 def _troubles(state: RecordState) -> str:
     """All the troubles that stories with such goals have."""
     # Who knows the goals knows these; in which order they stand says nothing.
-    known = {*state.columns.get("wrong", ()), *state.columns.get("keywords", ())[2::3]}
-    return ", ".join(sorted(known - {*OUTCOMES.values()}))
+    true, wrong = state.columns.get("keywords", ())[2::3], state.columns.get("wrong", ())
+    others = {each for each in wrong if not KeywordCoverage(true)([""], [each])[0]}
+    return ", ".join(sorted({*true, *others} - {*OUTCOMES.values()}))
 
 
 class Facts:
